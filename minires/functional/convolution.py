@@ -1,0 +1,71 @@
+"""Two-dimensional convolution: checks and bookkeeping here, the array work in kernels/.
+
+Reading order: after loss.py. Next: kernels/reference.py, where the work is done, and normalization.py.
+"""
+
+from __future__ import annotations
+
+from minires import kernels
+from minires.device import Array
+from minires.kernels.geometry import Pair, output_size, pair
+from minires.tensor import Tensor
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Slide `weight` over the image: y[n,i,j,o] = sum over u,v,c of x[n, i*s+u*d-p, j*s+v*d-p, c] weight[u,v,c,o].
+
+    x       (N, H, W, C), channels last
+    weight  (kh, kw, C/groups, O); with groups, output channels are split alike and each group sees its own inputs
+    bias    (O,) or None
+    returns (N, Ho, Wo, O) with Ho = (H + 2p - d(kh-1) - 1) // s + 1
+
+    stride, padding and dilation are numbers or (vertical, horizontal) pairs. Raises `ValueError` for shapes
+    that do not fit; an input in PyTorch's (N, C, H, W) order is recognised and named.
+    """
+    stride, padding, dilation = pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)
+    _check_shapes(x, weight, bias, groups)
+    if 0 in output_size(x.shape, weight.shape[:2], stride, padding, dilation):
+        raise ValueError(
+            f"conv2d: a {weight.shape[0]}x{weight.shape[1]} kernel with dilation {dilation} does not fit into the "
+            f"input {x.shape[1]}x{x.shape[2]} padded by {padding}"
+        )
+    room = kernels.of(x.data)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    y = room.conv2d(x.data, weight.data, None if bias is None else bias.data, **options)
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        dx, dweight = room.conv2d_backward(
+            dy, x.data, weight.data, need_dx=x.requires_grad, need_dweight=weight.requires_grad, **options
+        )
+        return (dx, dweight) if bias is None else (dx, dweight, room.column_sum(dy))
+
+    return Tensor.from_op(y, (x, weight) if bias is None else (x, weight, bias), backward)
+
+
+def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(
+            f"conv2d: input has shape {x.shape} and the weight {weight.shape}, "
+            "expected (N,H,W,C) and (kh,kw,C/groups,O)"
+        )
+    channels, outputs = weight.shape[2] * groups, weight.shape[3]
+    if groups < 1 or outputs % groups:
+        raise ValueError(f"conv2d: groups is {groups}, expected a divisor of the weight's {outputs} output channels")
+    if x.shape[3] != channels:
+        hint = ""
+        if x.shape[1] == channels:
+            hint = "; it looks like (N,C,H,W): minires keeps channels last, use x.transpose(0, 2, 3, 1)"
+        raise ValueError(
+            f"conv2d: input has {x.shape[3]} channels (N,H,W,C)=({','.join(map(str, x.shape))}), "
+            f"the weight expects {channels}{hint}"
+        )
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"conv2d: bias has shape {bias.shape}, expected ({outputs},)")

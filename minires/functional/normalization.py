@@ -1,0 +1,74 @@
+"""Batch normalisation, with the residual addition and the ReLU that follow it in a ResNet.
+
+Reading order: after convolution.py. Next: pooling.py.
+"""
+
+from __future__ import annotations
+
+from minires import kernels
+from minires.device import Array
+from minires.tensor import Tensor
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Per channel: (x - mean) / sqrt(var + eps) * weight + bias, then `+ residual`, then ReLU, if asked for.
+
+    x (..., C), usually (N,H,W,C); weight, bias, running_mean and running_var (C,); residual like x.
+
+    In training, mean and var are those of this batch (var biased: divided by M, the number of positions N*H*W),
+    and running_mean and running_var, plain arrays, move towards them in place by `momentum`, running_var with the
+    unbiased variance (divided by M-1). In evaluation the running statistics are used as they stand.
+    Taking the residual and the ReLU along gives the numbers of `relu(batch_norm(x) + residual)` and lets a fast
+    kernel do in one pass over memory what would be three.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1; PyTorch's conventions.
+    Raises `ValueError` for shapes that do not fit, and in training for fewer than two values per channel.
+    """
+    channels = x.shape[-1] if x.ndim else None
+    for name, array in {
+        "weight": weight,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }.items():
+        if array.shape != (channels,):
+            raise ValueError(f"batch_norm: {name} has shape {array.shape}, the input {x.shape} expects ({channels},)")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"batch_norm: residual has shape {residual.shape}, expected the input's {x.shape}")
+    room = kernels.of(x.data)
+    if training:
+        count = x.size // channels  # M
+        if count < 2:
+            raise ValueError(
+                f"batch_norm: input {x.shape} has {count} value per channel, training needs at least 2 "
+                "(a larger batch or image)"
+            )
+        mean, var = room.batch_norm_statistics(x.data)
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (var * (count / (count - 1)) - running_var)
+    else:
+        mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)  # copies: training may move the originals
+    y = room.batch_norm_apply(
+        x.data, mean, var, weight.data, bias.data, eps, None if residual is None else residual.data, relu
+    )
+
+    parents = (x, weight, bias) if residual is None else (x, weight, bias, residual)
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        dx, dweight, dbias, dresidual = room.batch_norm_backward(
+            dy, x.data, y, mean, var, weight.data, eps, training, relu
+        )
+        return (dx, dweight, dbias) if residual is None else (dx, dweight, dbias, dresidual)
+
+    return Tensor.from_op(y, parents, backward)

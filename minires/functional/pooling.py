@@ -1,0 +1,66 @@
+"""Pooling: the maximum or the mean of each window.
+
+Reading order: after normalization.py. Next: nn/module.py.
+"""
+
+from __future__ import annotations
+
+from minires import kernels
+from minires.device import Array
+from minires.functional.reduction import mean
+from minires.kernels.geometry import Pair, output_size, pair
+from minires.tensor import Tensor
+
+
+def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+    """The maximum of each kernel_size window of x (N,H,W,C); windows are `stride` apart (default: kernel_size).
+
+    Padding counts as minus infinity. Of equal maxima the first, row by row, receives the gradient.
+    Raises `ValueError` when the window does not fit, or the padding exceeds half of it.
+    """
+    kernel_size, stride, padding = _window("max_pool2d", x, kernel_size, stride, padding)
+    room = kernels.of(x.data)
+    y = room.max_pool2d(x.data, kernel_size, stride, padding)
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (room.max_pool2d_backward(dy, x.data, y, kernel_size, stride, padding),)
+
+    return Tensor.from_op(y, (x,), backward)
+
+
+def avg_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+    """The mean of each kernel_size window of x (N,H,W,C); padding counts as zeros, as in PyTorch.
+
+    Raises `ValueError` when the window does not fit, or the padding exceeds half of it.
+    """
+    kernel_size, stride, padding = _window("avg_pool2d", x, kernel_size, stride, padding)
+    room = kernels.of(x.data)
+    shape = x.shape
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (room.avg_pool2d_backward(dy, shape, kernel_size, stride, padding),)
+
+    return Tensor.from_op(room.avg_pool2d(x.data, kernel_size, stride, padding), (x,), backward)
+
+
+def global_avg_pool2d(x: Tensor) -> Tensor:
+    """(N, H, W, C) -> (N, C): the mean over all positions."""
+    if x.ndim != 4:
+        raise ValueError(f"global_avg_pool2d: input has shape {x.shape}, expected (N,H,W,C)")
+    return mean(x, axis=(1, 2))
+
+
+def _window(name: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> tuple:
+    kernel_size = pair("kernel_size", kernel_size, 1)
+    stride = kernel_size if stride is None else pair("stride", stride, 1)
+    padding = pair("padding", padding, 0)
+    if x.ndim != 4:
+        raise ValueError(f"{name}: input has shape {x.shape}, expected (N,H,W,C)")
+    if any(2 * p > k for p, k in zip(padding, kernel_size)):
+        raise ValueError(f"{name}: padding {padding} is more than half of kernel_size {kernel_size}")
+    if 0 in output_size(x.shape, kernel_size, stride, padding):
+        raise ValueError(
+            f"{name}: a window of {kernel_size} does not fit into the input {x.shape[1]}x{x.shape[2]} "
+            f"padded by {padding}"
+        )
+    return kernel_size, stride, padding

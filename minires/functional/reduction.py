@@ -1,0 +1,58 @@
+"""Sum, mean and maximum over axes.
+
+Reading order: after shape.py. Next: activation.py.
+"""
+
+from __future__ import annotations
+
+from minires.device import Array, module_of
+from minires.functional.arithmetic import multiply
+from minires.tensor import Tensor
+
+Axis = int | tuple[int, ...] | None
+
+
+def _reduced_axes(x: Tensor, axis: Axis) -> tuple[int, ...]:
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    for a in axes:
+        if not -x.ndim <= a < x.ndim:
+            raise ValueError(f"axis {a} is out of range for shape {x.shape}")
+    return tuple(a % x.ndim for a in axes)
+
+
+def _with_reduced_axes(y: Array, x: Tensor, axes: tuple[int, ...]) -> Array:
+    """`y` with every reduced axis back as an axis of length 1, so that it broadcasts against x."""
+    return y.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
+
+
+def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The sum over `axis` (all axes when None). Every summand receives the whole gradient."""
+    axes = _reduced_axes(x, axis)
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (module_of(dy).broadcast_to(_with_reduced_axes(dy, x, axes), x.shape),)
+
+    return Tensor.from_op(x.data.sum(axis=axes, keepdims=keepdims), (x,), backward)
+
+
+def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The mean over `axis` (all axes when None). Raises `ValueError` for a mean of nothing."""
+    count = 1
+    for a in _reduced_axes(x, axis):
+        count *= x.shape[a]
+    if count == 0:
+        raise ValueError(f"mean: there is nothing to average over axis {axis} of shape {x.shape}")
+    return multiply(sum(x, axis, keepdims), 1.0 / count)
+
+
+def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The maximum over `axis` (all axes when None). Equal maxima share the gradient evenly, as in PyTorch's amax."""
+    axes = _reduced_axes(x, axis)
+    y = x.data.max(axis=axes, keepdims=keepdims)
+
+    def backward(dy: Array) -> tuple[Array]:
+        is_max = x.data == _with_reduced_axes(y, x, axes)
+        share = _with_reduced_axes(dy, x, axes) / is_max.sum(axis=axes, keepdims=True).astype(dy.dtype)
+        return (is_max * share,)
+
+    return Tensor.from_op(y, (x,), backward)

@@ -1,0 +1,93 @@
+"""Operations that only move numbers: reshape, transpose, indexing, padding, concatenation.
+
+Their gradients move the numbers back.
+
+Reading order: after arithmetic.py. Next: reduction.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minires.device import Array, module_of
+from minires.tensor import Tensor
+
+
+def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
+    """The same numbers in a new shape; one axis may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
+    new_shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (dy.reshape(x.shape),)
+
+    return Tensor.from_op(x.data.reshape(new_shape), (x,), backward)
+
+
+def flatten(x: Tensor) -> Tensor:
+    """(N, ...) -> (N, everything else in one axis)."""
+    return reshape(x, x.shape[0], x.size // max(x.shape[0], 1))
+
+
+def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
+    """Axes permuted: `transpose(x, 2, 0, 1)`; reversed when no axes are given."""
+    order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    order = tuple(axis % x.ndim for axis in order) or tuple(reversed(range(x.ndim)))
+    inverse = tuple(order.index(axis) for axis in range(x.ndim))
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (dy.transpose(inverse),)
+
+    return Tensor.from_op(x.data.transpose(order), (x,), backward)
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """x[index], for anything NumPy indexes with: integers, slices, None, masks, integer arrays.
+
+    An element selected twice receives the sum of both gradients.
+    """
+    index = tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)
+
+    def backward(dy: Array) -> tuple[Array]:
+        xp = module_of(dy)
+        dx = xp.zeros(x.shape, dtype=dy.dtype)
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(hasattr(part, "dtype") or isinstance(part, list) for part in parts):
+            xp.add.at(dx, index, dy)  # dx[index] += dy would keep only one of several equal indices
+        else:
+            dx[index] = dy
+        return (dx,)
+
+    return Tensor.from_op(x.data[index], (x,), backward)
+
+
+def _plain(index: Any) -> Any:
+    return index.data if isinstance(index, Tensor) else index
+
+
+def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
+    """Zeros around x: `widths[i]` = (before, after) for axis i."""
+    if len(widths) != x.ndim or any(width < 0 for pair in widths for width in pair):
+        raise ValueError(f"pad: widths {widths} do not fit shape {x.shape}: one pair of numbers >= 0 per axis")
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape))
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (dy[inside],)
+
+    return Tensor.from_op(module_of(x.data).pad(x.data, widths), (x,), backward)
+
+
+def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Joined along an existing axis."""
+    if not tensors:
+        raise ValueError("concatenate: expected at least one tensor, got none")
+    xp = module_of(tensors[0].data)
+    axis = axis % tensors[0].ndim
+    ends = []
+    for tensor in tensors:
+        ends.append((ends[-1] if ends else 0) + tensor.shape[axis])
+
+    def backward(dy: Array) -> list[Array]:
+        return xp.split(dy, ends[:-1], axis=axis)
+
+    return Tensor.from_op(xp.concatenate([tensor.data for tensor in tensors], axis=axis), tensors, backward)

@@ -1,0 +1,43 @@
+"""Which kernels do the array work: the one place where a room is chosen.
+
+A room is a module with the functions of reference.py, under the same names, with the same arguments and
+results. `of(array)` gives the room for an array; the choice is made from the array's device and dtype and
+from what `use(...)` or the environment variable MINIRES_KERNELS asks for:
+
+    auto        the fastest room that takes the array (default)
+    reference   plain array expressions, everywhere
+
+Reading order: after functional/convolution.py. Next: reference.py.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from minires.device import Array
+from minires.kernels import reference
+
+CHOICES = ("auto", "reference")
+
+
+def use(choice: str) -> None:
+    """Ask for `"auto"` or `"reference"` kernels from now on. Raises `ValueError` for anything else."""
+    global _choice
+    if choice not in CHOICES:
+        raise ValueError(f"kernels: {choice!r} is unknown, expected one of {', '.join(CHOICES)}")
+    _choice = choice
+
+
+def of(array: Array) -> ModuleType:
+    """The kernel module for `array`."""
+    return reference
+
+
+def in_use(device: str = "cpu") -> str:
+    """The name of the room that float32 arrays on `device` get."""
+    return "reference"
+
+
+_choice = "auto"
+use(os.environ.get("MINIRES_KERNELS", "auto"))
