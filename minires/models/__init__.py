@@ -1,0 +1,50 @@
+"""The networks: resnet.py (18 ... 152), resnet_cifar.py (20 ... 1202), and their plain twins in plain.py.
+
+Reading order: after nn/. Next: optim/.
+"""
+
+from __future__ import annotations
+
+from minires import nn
+from minires.models import resnet, resnet_cifar
+from minires.models.plain import (
+    plain18,
+    plain20,
+    plain32,
+    plain34,
+    plain44,
+    plain50,
+    plain56,
+    plain101,
+    plain110,
+    plain152,
+    plain1202,
+)
+from minires.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
+from minires.models.resnet_cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202
+
+__all__ = [
+    "DEPTHS", "CifarResNet", "ResNet", "build", "plain18", "plain20", "plain32", "plain34", "plain44", "plain50",
+    "plain56", "plain101", "plain110", "plain152", "plain1202", "resnet18", "resnet20", "resnet32", "resnet34",
+    "resnet44", "resnet50", "resnet56", "resnet101", "resnet110", "resnet152", "resnet1202",
+]  # fmt: skip
+
+DEPTHS = (*resnet_cifar.DEPTHS, *resnet.CONFIGURATIONS)
+
+
+def build(depth: int, num_classes: int = 10, stem: str | None = None, shortcut: bool = True, **options) -> nn.Module:
+    """The network of `depth` layers, for 32x32 images unless `stem` says otherwise.
+
+    stem      "cifar" (default) or "imagenet" for depths 18 ... 152; 20 ... 1202 have their own, called "cifar" too
+    shortcut  False for the plain network
+
+    Raises `ValueError` for a depth or stem that does not exist.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"depth: {depth} is unknown, expected one of {', '.join(map(str, DEPTHS))}")
+    if depth in resnet.CONFIGURATIONS:
+        constructor = getattr(resnet, f"resnet{depth}")
+        return constructor(num_classes, stem or "cifar", shortcut=shortcut, **options)
+    if stem not in (None, "cifar"):
+        raise ValueError(f"stem: ResNet-{depth} has a stem of its own for 32x32 images; {stem!r} exists for 18 ... 152")
+    return CifarResNet(depth, num_classes, shortcut, **options)

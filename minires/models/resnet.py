@@ -1,0 +1,229 @@
+"""ResNet-18, 34, 50, 101 and 152, with a stem for 224x224 or for 32x32 images.
+
+    stage    ResNet-101                output at 224x224     output at 32x32
+             (all convolutions          stem="imagenet"       stem="cifar"
+              with batch norm)
+    conv1    7x7, 64, stride 2         112x112x64            32x32x64  (3x3, stride 1)
+             3x3 max pool, stride 2     56x56x64             (none)
+    layer1   [1x1 64, 3x3 64,           56x56x256            32x32x256
+              1x1 256]    x  3
+    layer2   [1x1 128, 3x3 128,         28x28x512            16x16x512
+              1x1 512]    x  4
+    layer3   [1x1 256, 3x3 256,         14x14x1024           8x8x1024
+              1x1 1024]   x 23
+    layer4   [1x1 512, 3x3 512,         7x7x2048             4x4x2048
+              1x1 2048]   x  3
+    fc       mean over positions,       num_classes          num_classes
+             linear
+
+    network      blocks             x  count       parameters, 1000 classes    10 classes, "cifar" stem
+    resnet18     basic (two 3x3)    2, 2, 2, 2            11,689,512            11,173,962
+    resnet34     basic              3, 4, 6, 3            21,797,672            21,282,122
+    resnet50     bottleneck         3, 4, 6, 3            25,557,032            23,520,842
+    resnet101    bottleneck         3, 4, 23, 3           44,549,160            42,512,970
+    resnet152    bottleneck         3, 8, 36, 3           60,192,808            58,156,618
+
+A stage halves the image in its first block: in the 3x3 convolution, as torchvision does ("v1.5"; the paper
+strides the 1x1 before it). Names follow torchvision, so that weights go both ways.
+
+Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), table 1.
+Reading order: after nn/layers.py. Next: resnet_cifar.py and optim/optimizer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import minires.functional as F
+from minires import nn
+from minires.tensor import Tensor
+from minires.weights import load_weights
+
+STEMS = ("imagenet", "cifar")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: relu(x + F(x))."""
+
+    expansion = 1  # output channels = expansion * width
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, shortcut: bool, generator: np.random.Generator | None = None
+    ):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False, generator=generator)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False, generator=generator)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = shortcut
+        self.downsample = _projection(in_channels, width, stride, generator) if shortcut else None
+
+    @property
+    def last_bn(self) -> nn.BatchNorm2d:
+        """The batch norm whose output meets the shortcut."""
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,H/stride,W/stride,width)."""
+        out = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(out), residual=_shortcut(self, x), relu=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1 down to `width`, 3x3, 1x1 up to 4 * width, beside a shortcut: relu(x + F(x))."""
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, shortcut: bool, generator: np.random.Generator | None = None
+    ):
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, generator=generator)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False, generator=generator)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False, generator=generator)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = shortcut
+        self.downsample = _projection(in_channels, outputs, stride, generator) if shortcut else None
+
+    @property
+    def last_bn(self) -> nn.BatchNorm2d:
+        """The batch norm whose output meets the shortcut."""
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,H/stride,W/stride,4*width)."""
+        out = self.bn1(self.conv1(x), relu=True)
+        out = self.bn2(self.conv2(out), relu=True)
+        return self.bn3(self.conv3(out), residual=_shortcut(self, x), relu=True)
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor | None:
+    """What the block adds to its output: x, projected where shapes differ; None in a plain network."""
+    if not block.shortcut:
+        return None
+    return x if block.downsample is None else block.downsample(x)
+
+
+def _projection(inputs: int, outputs: int, stride: int, generator: np.random.Generator | None) -> nn.Module | None:
+    """Option B of the paper: a strided 1x1 convolution where the shortcut changes shape, else nothing."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, stride, bias=False, generator=generator), nn.BatchNorm2d(outputs)
+    )
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of blocks, the mean over positions, and a linear classifier.
+
+    block           BasicBlock or Bottleneck
+    counts          blocks per stage
+    num_classes     outputs of `fc`, which may be replaced: model.fc = nn.Linear(model.fc.in_features, 10)
+    stem            "imagenet" (7x7 stride 2, max pool) or "cifar" (3x3 stride 1)
+    shortcut        False makes the plain network of the paper's degradation experiment
+    zero_init_last  start every block as the identity, with zero weights in its last batch norm (Goyal et al. 2017)
+
+    Convolutions start as He et al. 2015 (arXiv 1502.01852), fan-out mode, as torchvision does.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        counts: Sequence[int],
+        num_classes: int = 1000,
+        stem: str = "imagenet",
+        shortcut: bool = True,
+        zero_init_last: bool = False,
+        generator: np.random.Generator | None = None,
+    ):
+        super().__init__()
+        if stem not in STEMS:
+            raise ValueError(f"ResNet: stem is {stem!r}, expected one of {', '.join(map(repr, STEMS))}")
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False, generator=generator)
+            self.bn1 = nn.BatchNorm2d(64)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False, generator=generator)
+            self.bn1 = nn.BatchNorm2d(64)
+            self.maxpool = nn.Identity()
+        channels = 64
+        for i, (count, width) in enumerate(zip(counts, (64, 128, 256, 512))):
+            strides = [1 if i == 0 else 2] + [1] * (count - 1)
+            blocks = []
+            for stride in strides:
+                blocks.append(block(channels, width, stride, shortcut, generator))
+                channels = width * block.expansion
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes, generator=generator)
+        initialise(self, generator)
+        if zero_init_last:
+            for module in self.modules():
+                if isinstance(module, (BasicBlock, Bottleneck)):
+                    nn.init.constant_(module.last_bn.weight, 0.0)
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The outputs of the stages: {"c2": stride 4, "c3": 8, "c4": 16, "c5": 32} (1, 2, 4, 8 with stem "cifar")."""
+        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return {"c2": c2, "c3": c3, "c4": c4, "c5": self.layer4(c4)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,3) -> logits (N,num_classes)."""
+        return self.fc(F.global_avg_pool2d(self.features(x)["c5"]))
+
+
+def initialise(model: nn.Module, generator: np.random.Generator | None) -> None:
+    """Draw the weights of all convolutions anew: normal, He et al. 2015 (arXiv 1502.01852), fan-out mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, "fan_out", generator)
+
+
+CONFIGURATIONS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+def resnet18(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+    """ResNet-18. `weights` names a file of weights to start from; `options` are those of `ResNet`."""
+    return _resnet(18, num_classes, stem, weights, options)
+
+
+def resnet34(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+    """ResNet-34; see `resnet18`."""
+    return _resnet(34, num_classes, stem, weights, options)
+
+
+def resnet50(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+    """ResNet-50; see `resnet18`."""
+    return _resnet(50, num_classes, stem, weights, options)
+
+
+def resnet101(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+    """ResNet-101; see `resnet18`."""
+    return _resnet(101, num_classes, stem, weights, options)
+
+
+def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+    """ResNet-152; see `resnet18`."""
+    return _resnet(152, num_classes, stem, weights, options)
+
+
+def _resnet(depth: int, num_classes: int, stem: str, weights: str | None, options: dict) -> ResNet:
+    block, counts = CONFIGURATIONS[depth]
+    model = ResNet(block, counts, num_classes, stem, **options)
+    if weights is not None:
+        model.load_state_dict(load_weights(weights))
+    return model

@@ -1,0 +1,222 @@
+"""The layers: a functional operation, plus the parameters and settings it is called with.
+
+Weights are drawn from `generator`, or from the default one that `minires.manual_seed` resets. They start
+as in PyTorch: uniform in ±1/sqrt(fan_in) for convolution and linear layers.
+
+Reading order: after module.py. Next: models/resnet.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+import minires.functional as F
+from minires.kernels.geometry import Pair, pair
+from minires.nn.init import fans, uniform_
+from minires.nn.module import Module, Parameter
+from minires.tensor import Tensor
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if not hasattr(value, "__index__") or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected an integer >= 1")
+
+
+class Conv2d(Module):
+    """Convolution of (N,H,W,C) images; see `functional.conv2d`. The weight is (kh, kw, C/groups, O)."""
+
+    torch_axes: ClassVar = {"weight": (3, 2, 0, 1)}  # PyTorch: (O, C/groups, kh, kw)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        generator: np.random.Generator | None = None,
+    ):
+        super().__init__()
+        _positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"Conv2d: groups={groups} must divide in_channels={in_channels} and {out_channels=}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        shape = (*self.kernel_size, in_channels // groups, out_channels)
+        self.weight = Parameter(np.empty(shape, np.float32))
+        bound = 1 / math.sqrt(fans(self.weight)[0])
+        uniform_(self.weight, bound, generator)
+        self.bias = uniform_(Parameter(np.empty(out_channels, np.float32)), bound, generator) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,Ho,Wo,O)."""
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation per channel; see `functional.batch_norm`.
+
+    Called as `bn(x, residual=r, relu=True)` it adds r and applies the ReLU on the way.
+    """
+
+    buffer_names = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        _positive(num_features=num_features)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = Parameter(np.ones(num_features, np.float32))
+        self.bias = Parameter(np.zeros(num_features, np.float32))
+        self.running_mean = np.zeros(num_features, np.float32)
+        self.running_var = np.ones(num_features, np.float32)
+        self.num_batches_tracked = 0  # int64 in the state dict, as in PyTorch
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """(N,H,W,C) -> the same shape; in training mode the running statistics move."""
+        y = F.batch_norm(
+            x, self.weight, self.bias, self.running_mean, self.running_var,
+            self.training, self.momentum, self.eps, residual, relu,
+        )  # fmt: skip
+        self.num_batches_tracked += self.training
+        return y
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+class Linear(Module):
+    """x @ weight + bias; the weight is (in_features, out_features)."""
+
+    torch_axes: ClassVar = {"weight": (1, 0)}  # PyTorch: (out_features, in_features)
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, generator: np.random.Generator | None = None
+    ):
+        super().__init__()
+        _positive(in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        bound = 1 / math.sqrt(in_features)
+        self.weight = uniform_(Parameter(np.empty((in_features, out_features), np.float32)), bound, generator)
+        self.bias = uniform_(Parameter(np.empty(out_features, np.float32)), bound, generator) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return F.relu(x)
+
+
+class MaxPool2d(Module):
+    """The maximum of each window; see `functional.max_pool2d`."""
+
+    def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0):
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,Ho,Wo,C)."""
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class AvgPool2d(MaxPool2d):
+    """The mean of each window; see `functional.avg_pool2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,Ho,Wo,C)."""
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class GlobalAvgPool2d(Module):
+    """The mean over all positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,C)."""
+        return F.global_avg_pool2d(x)
+
+
+class Flatten(Module):
+    """One axis for each sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (N, features)."""
+        return F.flatten(x)
+
+
+class Dropout(Module):
+    """In training, zeroes each element with probability p; see `functional.dropout`."""
+
+    def __init__(self, p: float = 0.5, generator: np.random.Generator | None = None):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p is {p}, expected a probability between 0 and 1")
+        self.p, self.generator = p, generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return F.dropout(x, self.p, self.training, self.generator)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"p={self.p}"
+
+
+class Identity(Module):
+    """Returns its input."""
+
+    def forward(self, x: Any) -> Any:
+        """Anything."""
+        return x
+
+
+class Sequential(Module):
+    """Modules called one after the other; `layers[i]`, `len(layers)` and iteration work as for a list."""
+
+    def __init__(self, *modules: Module):
+        super().__init__()
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)  # named "0", "1", ... as in PyTorch
+
+    def forward(self, x: Any) -> Any:
+        """The last module's output."""
+        for module in self:
+            x = module(x)
+        return x
+
+    def __iter__(self):
+        return (module for _, module in self.named_children())
+
+    def __len__(self) -> int:
+        return len(list(self.named_children()))
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self)[index]

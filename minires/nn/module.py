@@ -1,0 +1,201 @@
+"""Module: a piece of a network, holding parameters, buffers and other modules.
+
+A Module is found out, not registered: its parameters are the attributes that are Parameters, its
+sub-modules the attributes that are Modules, in the order in which they were first set. That gives the
+names ("layer1.0.conv1.weight") which state_dict shares with PyTorch.
+
+Reading order: after functional/. Next: layers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minires.device import Array, check_device, module_of, to_device
+from minires.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A Tensor that is trained. `grad_buffer`, when an optimiser has set it, is where its gradient is put."""
+
+    __slots__ = ("grad_buffer",)
+
+    def __init__(self, data: Array):
+        super().__init__(data, requires_grad=True)
+        self.grad_buffer: Array | None = None
+
+    def accumulate_grad(self, gradient: Array) -> None:
+        """Add to `grad`; the first gradient is copied into `grad_buffer`, a view of the optimiser's flat buffer."""
+        if self.grad is None and self.grad_buffer is not None:
+            self.grad_buffer[...] = gradient
+            self.grad = self.grad_buffer
+        else:
+            super().accumulate_grad(gradient)
+
+
+class Module:
+    """Base class of all layers and networks: write `forward`, call the module itself.
+
+        class Scale(nn.Module):
+            def __init__(self, features):
+                super().__init__()
+                self.weight = nn.Parameter(np.ones(features, np.float32))
+
+            def forward(self, x):
+                return x * self.weight
+
+    buffer_names  attributes that belong to the state but are not trained (running statistics): arrays, or ints
+    torch_axes    for each parameter that PyTorch lays out differently, the axes of its transposition there
+    """
+
+    buffer_names: ClassVar[tuple[str, ...]] = ()
+    torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    _observers: ClassVar[tuple[Callable[[Module, tuple, Any], None], ...]] = ()
+
+    def __init__(self) -> None:
+        self.training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The computation. Every subclass defines it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.forward(*args, **kwargs)
+        for observer in Module._observers:
+            observer(self, args, output)
+        return output
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The sub-modules directly below this one."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module (named "") and all below it, parents first, as (dotted name, module)."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters, as (dotted name, parameter)."""
+        for name, module, attribute in self._named_state():
+            value = getattr(module, attribute)
+            if isinstance(value, Parameter):
+                yield name, value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def _named_state(self) -> Iterator[tuple[str, Module, str]]:
+        """(dotted name, module, attribute) of every parameter and buffer, in PyTorch's order."""
+        for prefix, module in self.named_modules():
+            parameters = [name for name, value in vars(module).items() if isinstance(value, Parameter)]
+            for attribute in [*parameters, *module.buffer_names]:
+                yield f"{prefix}.{attribute}" if prefix else attribute, module, attribute
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """{name: array} of all parameters and buffers: copies on the CPU, in PyTorch's names and layouts."""
+        state = {}
+        for name, module, attribute in self._named_state():
+            value = getattr(module, attribute)
+            array = value.numpy() if isinstance(value, Parameter) else to_device(value, "cpu")
+            if attribute in module.torch_axes:
+                array = array.transpose(module.torch_axes[attribute])
+            state[name] = np.array(array, order="C")
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy `state`, in PyTorch's names and layouts, into this module's parameters and buffers.
+
+        Raises `ValueError` listing every missing, unexpected and misshapen key; nothing is changed then.
+        With strict=False missing and unexpected keys are ignored; misshapen ones still raise.
+        """
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        misshapen = [
+            f"{name} has shape {np.shape(state[name])}, expected {own[name].shape}"
+            for name in own
+            if name in state and np.shape(state[name]) != own[name].shape
+        ]
+        problems = {"misshapen": misshapen} if not strict else {}
+        if strict:
+            problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+        if any(problems.values()):
+            found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+            raise ValueError(f"load_state_dict: the state does not fit {type(self).__name__}. {found}")
+        for name, module, attribute in self._named_state():
+            if name not in state:
+                continue
+            array = np.asarray(state[name])
+            if attribute in module.torch_axes:
+                array = array.transpose(np.argsort(module.torch_axes[attribute]))
+            target = getattr(module, attribute)
+            if isinstance(target, int):
+                setattr(module, attribute, int(array))
+                continue
+            target = target.data if isinstance(target, Parameter) else target
+            target[...] = module_of(target).asarray(array, dtype=target.dtype)  # in place: optimisers hold views
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode for this module and all below: batch statistics are used, dropout drops."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode: running statistics are used, dropout does nothing."""
+        return self.train(False)
+
+    def to(self, device: str) -> Module:
+        """Move all parameters and buffers to `"cpu"` or `"cuda"`. Create optimisers afterwards: they hold views."""
+        check_device(device)
+        for _, module, attribute in self._named_state():
+            value = getattr(module, attribute)
+            if isinstance(value, Parameter):
+                value.data, value.grad, value.grad_buffer = to_device(value.data, device), None, None
+            elif not isinstance(value, int):
+                setattr(module, attribute, to_device(value, device))
+        return self
+
+    def requires_grad_(self, flag: bool = True) -> Module:
+        """Train (True) or freeze (False) all parameters of this module."""
+        for parameter in self.parameters():
+            parameter.requires_grad = flag
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
+        inside = "\n  " + "\n  ".join(lines) + "\n" if lines else self.extra_repr()
+        return f"{type(self).__name__}({inside})"
+
+    def extra_repr(self) -> str:
+        """What `repr` shows between the brackets of a module without sub-modules."""
+        return ""
+
+
+@contextmanager
+def observe(callback: Callable[[Module, tuple, Any], None]) -> Iterator[None]:
+    """Inside `with observe(callback):` every module calls callback(module, inputs, output) after its forward.
+
+    One mechanism for all that looks into a network: summary, the search for the first NaN, statistics per layer.
+    """
+    previous = Module._observers
+    Module._observers = (*previous, callback)
+    try:
+        yield
+    finally:
+        Module._observers = previous
