@@ -1,0 +1,249 @@
+"""Optimisers over one flat buffer.
+
+All parameters are moved into one flat array and become views of it, and so are their gradients. A step is then
+one pass over a few large arrays instead of hundreds of small ones: for ResNet-101, 1 update instead of 314.
+
+Reading order: after models/. Next: schedules.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minires import kernels
+from minires.device import Array, module_of, to_device
+from minires.nn import Parameter
+
+
+class Optimizer:
+    """Base class: the flat buffers, and groups of parameters with settings of their own.
+
+    params  an iterable of Parameters, or of groups {"params": [...], "lr": ..., "weight_decay": ...} whose
+            settings override the optimiser's
+
+    A parameter whose grad is None at `step` is left alone, as in PyTorch. Raises `ValueError` for no parameters,
+    for one given twice, for mixed dtypes or devices, and for settings out of range; `step` raises `RuntimeError` if
+    a parameter's array was replaced (by `model.to(...)`) after the optimiser was made.
+    """
+
+    slots: tuple[str, ...] = ()  # names of the flat buffers kept between steps
+
+    def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], **settings: Any):
+        groups = list(params)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self.groups = [{**settings, **group, "params": list(group["params"])} for group in groups]
+        self.params: list[Parameter] = [p for group in self.groups for p in group["params"]]
+        if not self.params:
+            raise ValueError(f"{type(self).__name__}: got no parameters to optimise")
+        if len({id(p) for p in self.params}) != len(self.params):
+            raise ValueError(f"{type(self).__name__}: a parameter is listed twice")
+        kinds = {(p.device, str(p.dtype)) for p in self.params}
+        if len(kinds) > 1:
+            raise ValueError(f"{type(self).__name__}: parameters differ in device or dtype: {sorted(kinds)}")
+        for group in self.groups:
+            unknown = set(group) - set(settings) - {"params"}
+            if unknown:
+                raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)} in a group")
+            self._check(group)
+        self.steps = 0
+        self._flatten()
+
+    def _flatten(self) -> None:
+        xp = module_of(self.params[0].data)
+        size, dtype = sum(p.size for p in self.params), self.params[0].dtype
+        self.flat = xp.empty(size, dtype=dtype)
+        self.flat_grad = xp.zeros(size, dtype=dtype)
+        self.state: dict[str, Array] = {name: xp.zeros(size, dtype=dtype) for name in self.slots}
+        self._views = []
+        self._ends = []  # where each parameter ends in the flat arrays
+        begin = 0
+        for p in self.params:
+            end = begin + p.size
+            view = self.flat[begin:end].reshape(p.shape)
+            view[...] = p.data
+            p.data = view
+            p.grad_buffer = self.flat_grad[begin:end].reshape(p.shape)
+            if p.grad is not None:
+                p.grad_buffer[...] = p.grad
+                p.grad = p.grad_buffer
+            self._views.append(view)
+            self._ends.append(end)
+            begin = end
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group; setting it sets that of every group."""
+        return self.groups[0]["lr"]
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.groups:
+            group["lr"] = value
+
+    def zero_grad(self) -> None:
+        """Forget all gradients. Call it before every backward whose gradients are not to be added to the last."""
+        for p in self.params:
+            p.grad = None
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient, by one update."""
+        for p, view in zip(self.params, self._views):
+            if p.data is not view:
+                raise RuntimeError(
+                    f"{type(self).__name__}: a parameter of shape {p.shape} got a new array after the optimiser was "
+                    "made; call model.to(...) first and make the optimiser then"
+                )
+            if p.grad is not None and p.grad is not p.grad_buffer:  # somebody assigned p.grad
+                p.grad_buffer[...] = p.grad
+                p.grad = p.grad_buffer
+        self.steps += 1
+        for group, begin, end in self._runs():
+            self._update(slice(begin, end), group)
+
+    def _runs(self) -> Iterator[tuple[dict[str, Any], int, int]]:
+        """(group, begin, end) of each stretch of the flat arrays in which all parameters have gradients."""
+        index = 0
+        for group in self.groups:
+            begin = end = self._ends[index - 1] if index else 0
+            for p in group["params"]:
+                if p.grad is None:
+                    if end > begin:
+                        yield group, begin, end
+                    begin = self._ends[index]
+                end = self._ends[index]
+                index += 1
+            if end > begin:
+                yield group, begin, end
+
+    def _update(self, part: slice, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _check(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "weight_decay", "eps", "momentum"):
+            if name in group and not 0 <= group[name] < float("inf"):
+                raise ValueError(f"{type(self).__name__}: {name} is {group[name]}, expected a number >= 0")
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What `load_state_dict` needs to go on exactly: {"steps": (), "lr": (groups,), and each flat buffer}."""
+        state = {name: np.array(to_device(array, "cpu")) for name, array in self.state.items()}
+        return {
+            "steps": np.array(self.steps),
+            "lr": np.array([group["lr"] for group in self.groups], dtype=np.float64),
+            **state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a `state_dict` of the same kind of optimiser over the same parameters.
+
+        Raises `ValueError` naming what does not fit; nothing is changed then.
+        """
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(f"{type(self).__name__}: the state holds {sorted(state)}, expected {sorted(own)}")
+        for name, array in own.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has shape {np.shape(state[name])}, expected {array.shape}"
+                )
+        self.steps = int(state["steps"])
+        for group, lr in zip(self.groups, state["lr"]):
+            group["lr"] = float(lr)
+        for name, array in self.state.items():
+            array[...] = module_of(array).asarray(state[name], dtype=array.dtype)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, Nesterov's variant and L2 weight decay; PyTorch's update.
+
+    The rule stands at `kernels.reference.sgd_update`.
+    """
+
+    slots = ("velocity",)
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError("SGD: nesterov=True needs a momentum > 0")
+
+    def _update(self, part: slice, group: dict[str, Any]) -> None:
+        # The velocity starts at zero, so that momentum * velocity + g is PyTorch's first step (velocity = g) too.
+        kernels.of(self.flat).sgd_update(
+            self.flat[part], self.flat_grad[part], self.state["velocity"][part],
+            group["lr"], group["momentum"], group["weight_decay"], group["nesterov"],
+        )  # fmt: skip
+
+
+class Adam(Optimizer):
+    """Adam with L2 weight decay added to the gradient; PyTorch's update.
+
+    The rule stands at `kernels.reference.adam_update`. Source: Kingma and Ba 2015 (arXiv 1412.6980).
+    """
+
+    slots = ("mean", "square")
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        if not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"{type(self).__name__}: betas are {group['betas']}, expected two numbers in [0, 1)")
+
+    def _update(self, part: slice, group: dict[str, Any]) -> None:
+        kernels.of(self.flat).adam_update(
+            self.flat[part], self.flat_grad[part], self.state["mean"][part], self.state["square"][part],
+            self.steps, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled,
+        )  # fmt: skip
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2019 (arXiv 1711.05101)."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before.
+
+    Source: Pascanu et al. 2013, algorithm 1. Raises `ValueError` unless max_norm > 0.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}, expected a number > 0")
+    gradients = [p.grad for p in params if p.grad is not None]
+    norm = sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients) ** 0.5
+    if norm > max_norm:
+        for g in gradients:
+            g *= max_norm / norm
+    return norm

@@ -1,0 +1,217 @@
+"""The same networks in PyTorch: logits, gradients, buffers and optimiser steps must agree.
+
+PyTorch is an oracle here and nowhere else; without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import minires as mr
+import minires.functional as F
+from minires import models, optim
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (optional: pip install torch)")
+pytestmark = pytest.mark.torch
+
+
+class Block(torch.nn.Module):
+    """A residual block under torchvision's names, written from the paper: basic or bottleneck, option A or B."""
+
+    def __init__(self, inputs: int, width: int, stride: int, kind: str):
+        super().__init__()
+        self.kind, outputs = kind, width * (4 if kind == "bottleneck" else 1)
+        sizes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        if kind == "bottleneck":
+            sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        for i, (a, b, k, s) in enumerate(sizes, start=1):
+            setattr(self, f"conv{i}", torch.nn.Conv2d(a, b, k, s, padding=k // 2, bias=False))
+            setattr(self, f"bn{i}", torch.nn.BatchNorm2d(b))
+        self.convolutions, self.stride, self.grow = len(sizes), stride, outputs - inputs
+        if kind != "option_a" and (stride != 1 or self.grow):
+            self.downsample = torch.nn.Sequential(
+                torch.nn.Conv2d(inputs, outputs, 1, stride, bias=False), torch.nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x):
+        y = x
+        for i in range(1, self.convolutions + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = torch.relu(y) if i < self.convolutions else y
+        if self.kind == "option_a":
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = torch.nn.functional.pad(x, (0, 0, 0, 0, self.grow // 2, self.grow - self.grow // 2))
+        elif hasattr(self, "downsample"):
+            x = self.downsample(x)
+        return torch.relu(y + x)
+
+
+class TorchResNet(torch.nn.Module):
+    """The networks of minires.models, in PyTorch."""
+
+    def __init__(self, kind: str, counts: tuple[int, ...], widths: tuple[int, ...], stem: str, num_classes: int):
+        super().__init__()
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = torch.nn.Conv2d(3, widths[0], kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(widths[0])
+        self.pool = torch.nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else torch.nn.Identity()
+        channels, self.stages = widths[0], len(counts)
+        for i, (count, width) in enumerate(zip(counts, widths)):
+            blocks = []
+            for j in range(count):
+                blocks.append(Block(channels, width, 2 if i and not j else 1, kind))
+                channels = width * (4 if kind == "bottleneck" else 1)
+            setattr(self, f"layer{i + 1}", torch.nn.Sequential(*blocks))
+        self.fc = torch.nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.bn1(self.conv1(x))))
+        for i in range(self.stages):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+WIDE = (64, 128, 256, 512)
+NETWORKS = {  # depth: kind, blocks per stage, widths
+    18: ("basic", (2, 2, 2, 2), WIDE),
+    50: ("bottleneck", (3, 4, 6, 3), WIDE),
+    101: ("bottleneck", (3, 4, 23, 3), WIDE),
+    20: ("option_a", (3, 3, 3), (16, 32, 64)),
+}
+CASES = [
+    (18, "cifar"),
+    (18, "imagenet"),
+    (50, "cifar"),
+    (50, "imagenet"),
+    (101, "cifar"),
+    (101, "imagenet"),
+    (20, None),
+]
+
+
+def pair_of_networks(depth: int, stem: str | None):
+    """The minires network and its twin in PyTorch with the same weights."""
+    mr.manual_seed(depth)
+    ours = models.build(depth, num_classes=10, stem=stem)
+    kind, counts, widths = NETWORKS[depth]
+    theirs = TorchResNet(kind, counts, widths, stem or "cifar", 10)
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in ours.state_dict().items()})
+    return ours, theirs
+
+
+def batch(stem: str | None, n: int = 4):
+    size = 64 if stem == "imagenet" else 16
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((n, size, size, 3)).astype(np.float32)
+    return x, rng.integers(0, 10, n), torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+
+def relative(ours: np.ndarray, theirs) -> float:
+    """The L2 distance over the L2 norm."""
+    theirs = theirs.detach().numpy()
+    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-12))
+
+
+def to_float64(model) -> None:
+    for module in model.modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, mr.nn.Parameter):
+                value.data = value.data.astype(np.float64)
+            elif isinstance(value, np.ndarray):
+                setattr(module, attribute, value.astype(np.float64))
+
+
+@pytest.mark.parametrize(("depth", "stem"), CASES)
+def test_network_equals_pytorch_in_float64(depth, stem):
+    """Logits in both modes, every gradient, every batch-norm buffer, and all weights after a step of SGD."""
+    ours, theirs = pair_of_networks(depth, stem)
+    x, labels, torch_x = batch(stem)
+    x, torch_x = x.astype(np.float64), torch_x.double()
+    to_float64(ours)
+    theirs.double()
+    train_one_step(ours, theirs, x, labels, torch_x, tolerance=1e-8)
+    assert relative(ours.eval()(mr.Tensor(x)).numpy(), theirs.eval()(torch_x)) < 1e-8  # with the moved buffers
+
+
+def train_one_step(ours, theirs, x, labels, torch_x, tolerance: float) -> None:
+    """One step of both networks, compared all along the way."""
+    optimizer = optim.SGD(ours.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    torch_optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    logits, torch_logits = ours(mr.Tensor(x)), theirs(torch_x)
+    assert relative(logits.numpy(), torch_logits) < min(tolerance, 1e-4)
+    F.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+    torch.nn.functional.cross_entropy(torch_logits, torch.from_numpy(labels), label_smoothing=0.1).backward()
+    torch_gradients = dict(theirs.named_parameters())
+    for name, gradient in gradients_in_torch_layout(ours).items():
+        assert relative(gradient, torch_gradients[name].grad) < tolerance, name
+    optimizer.step()
+    torch_optimizer.step()
+    state = ours.state_dict()
+    assert list(state) == list(theirs.state_dict())
+    for name, theirs_after in theirs.state_dict().items():
+        assert state[name].dtype == theirs_after.numpy().dtype, name
+        assert relative(state[name], theirs_after) < tolerance, name
+
+
+@pytest.mark.parametrize(("depth", "stem"), [(18, "cifar"), (18, "imagenet"), (20, None)])
+def test_training_step_equals_pytorch_in_float32(depth, stem):
+    """The same in float32, for the networks that are shallow enough not to amplify rounding."""
+    train_one_step(*pair_of_networks(depth, stem), *batch(stem), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(("depth", "stem"), CASES)
+def test_float32_logits(depth, stem):
+    """In evaluation within 1e-4 of PyTorch; in training no further from the exact logits than PyTorch's own float32.
+
+    Batch norm at random weights amplifies rounding from layer to layer: PyTorch's float32 ResNet-101 is itself
+    2.5e-4 away from its float64 logits, so "equal" means as close to those as PyTorch comes, within a factor of 4.
+    """
+    ours, theirs = pair_of_networks(depth, stem)
+    x, _, torch_x = batch(stem)
+    with mr.no_grad(), torch.no_grad():
+        assert relative(ours.eval()(mr.Tensor(x)).numpy(), theirs.eval()(torch_x)) < 1e-4
+        exact = copy.deepcopy(theirs).double().train()(torch_x.double())
+        their_error = relative(theirs.train()(torch_x).numpy(), exact)
+        assert relative(ours.train()(mr.Tensor(x)).numpy(), exact) < 4 * max(their_error, 1e-6)
+
+
+def gradients_in_torch_layout(model) -> dict[str, np.ndarray]:
+    gradients = {}
+    for prefix, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, mr.nn.Parameter):
+                axes = module.torch_axes.get(attribute, range(value.ndim))
+                gradients[f"{prefix}.{attribute}"] = value.grad.transpose(tuple(axes))
+    return {name.removeprefix("."): gradient for name, gradient in gradients.items()}
+
+
+OPTIMIZERS = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.1}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_optimizer_steps_equal_pytorch(name, options):
+    """Ten steps from the same start with the same gradients, in float64, for two parameters of different shape."""
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal((3, 4)), rng.standard_normal(5)]
+    ours = [mr.nn.Parameter(a.copy()) for a in start]
+    theirs = [torch.nn.Parameter(torch.from_numpy(a.copy())) for a in start]
+    optimizer = getattr(optim, name)(ours, **options)
+    torch_optimizer = getattr(torch.optim, name)(theirs, **options)
+    for _ in range(10):
+        for p, q in zip(ours, theirs):
+            gradient = rng.standard_normal(p.shape)
+            p.grad, q.grad = gradient, torch.from_numpy(gradient.copy())
+        optimizer.step()
+        torch_optimizer.step()
+    for p, q in zip(ours, theirs):
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12)
