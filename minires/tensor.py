@@ -54,7 +54,7 @@ class Node:
         self.order = next(_order)
         self.parents = parents
         self.backward: Callable[[Array], Sequence[Array | None]] | None = backward
-        self.name = backward.__qualname__.partition(".")[0]  # "conv2d.<locals>.backward" -> "conv2d"
+        self.name = backward.__qualname__.split(".<locals>.")[-2:][0]  # "conv2d.<locals>.backward" -> "conv2d"
 
     def free(self) -> None:
         """Drop the inputs and all that the closure saved: their memory goes while backward still runs."""
@@ -101,7 +101,7 @@ class Tensor:
         out = Tensor(data)
         if _grad_mode.enabled and any(parent.requires_grad for parent in parents):
             out.requires_grad = True
-            out.node = Node(parents, backward)
+            out.node = Node(tuple(parents), backward)
         return out
 
     def backward(self, gradient: Array | Tensor | None = None) -> None:
@@ -119,7 +119,7 @@ class Tensor:
             if self.data.size != 1:
                 raise RuntimeError(f"backward: give a gradient of shape {self.shape}; only a scalar has a default, 1")
             gradient = xp.ones_like(self.data)
-        gradient = gradient.data if isinstance(gradient, Tensor) else xp.asarray(gradient, dtype=self.dtype)
+        gradient = xp.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {gradient.shape}, the tensor has {self.shape}")
         if self.node is None:

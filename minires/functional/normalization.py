@@ -66,9 +66,9 @@ def batch_norm(
     parents = (x, weight, bias) if residual is None else (x, weight, bias, residual)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dx, dweight, dbias, dresidual = room.batch_norm_backward(
-            dy, x.data, y, mean, var, weight.data, eps, training, relu
+        gradients = room.batch_norm_backward(
+            dy, x.data, y, mean, var, weight.data, eps, training, relu, need_dresidual=residual is not None
         )
-        return (dx, dweight, dbias) if residual is None else (dx, dweight, dbias, dresidual)
+        return gradients[: len(parents)]  # dx, dweight, dbias and, with a residual, dresidual
 
     return Tensor.from_op(y, parents, backward)

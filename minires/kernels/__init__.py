@@ -15,8 +15,10 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from minires.device import Array
-from minires.kernels import reference
+import numpy as np
+
+from minires.device import Array, module_of
+from minires.kernels import cpu, reference
 
 CHOICES = ("auto", "reference")
 
@@ -30,13 +32,14 @@ def use(choice: str) -> None:
 
 
 def of(array: Array) -> ModuleType:
-    """The kernel module for `array`."""
-    return reference
+    """The kernel module for `array`: cpu for float32 and uint8 NumPy arrays, reference for all else."""
+    fast = _choice == "auto" and module_of(array) is np and array.dtype in (np.float32, np.uint8)
+    return cpu if fast else reference
 
 
 def in_use(device: str = "cpu") -> str:
     """The name of the room that float32 arrays on `device` get."""
-    return "reference"
+    return "cpu" if _choice == "auto" and device == "cpu" else "reference"
 
 
 _choice = "auto"

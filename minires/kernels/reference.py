@@ -22,7 +22,7 @@ from minires.kernels.geometry import output_size
 # Source: Chellapilla et al. 2006.
 
 
-def _window_slices(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]):
+def window_slices(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]):
     """For each kernel position (u, v): the slices of the padded image that it meets, over all windows."""
     (ho, wo), (sh, sw), (dh, dw) = size, stride, dilation
     for u in range(kernel[0]):
@@ -51,7 +51,7 @@ def im2col(
     size = output_size(x.shape, kernel, stride, padding, dilation)
     padded = _pad(x, padding)
     columns = module_of(x).empty((x.shape[0], *size, *kernel, x.shape[3]), dtype=x.dtype)
-    for u, v, rows, cols in _window_slices(size, kernel, stride, dilation):
+    for u, v, rows, cols in window_slices(size, kernel, stride, dilation):
         columns[:, :, :, u, v] = padded[:, rows, cols]
     return columns
 
@@ -67,7 +67,7 @@ def col2im(
     n, h, w, c = shape
     ph, pw = padding
     padded = module_of(columns).zeros((n, h + 2 * ph, w + 2 * pw, c), dtype=columns.dtype)
-    for u, v, rows, cols in _window_slices(columns.shape[1:3], columns.shape[3:5], stride, dilation):
+    for u, v, rows, cols in window_slices(columns.shape[1:3], columns.shape[3:5], stride, dilation):
         padded[:, rows, cols] += columns[:, :, :, u, v]
     return padded[:, ph : ph + h, pw : pw + w]
 
@@ -200,8 +200,9 @@ def batch_norm_backward(
     eps: float,
     training: bool,
     relu: bool,
-) -> tuple[Array, Array, Array, Array]:
-    """dx, dweight, dbias and the residual's gradient, for y = batch_norm_apply(x, ...).
+    need_dresidual: bool,
+) -> tuple[Array, Array, Array, Array | None]:
+    """dx, dweight, dbias and the residual's gradient (None if not needed), for y = batch_norm_apply(x, ...).
 
     With x̂ = (x - mean) / std:  dbias = Σ dy,  dweight = Σ dy x̂  and, since mean and std depend on every x,
         dx = weight / std * (dy - mean(dy) - x̂ mean(dy x̂)).
@@ -219,7 +220,7 @@ def batch_norm_backward(
         dx = weight * inverse_std * (dy - dbias / count - x_hat * (dweight / count))
     else:
         dx = weight * inverse_std * dy
-    return dx, dweight, dbias, dy
+    return dx, dweight, dbias, dy if need_dresidual else None
 
 
 # Activation, pooling, loss ----------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def max_pool2d(x: Array, kernel: tuple[int, int], stride: tuple[int, int], paddi
     size = output_size(x.shape, kernel, stride, padding)
     padded = _pad(x, padding, value=-xp.inf)
     y = None
-    for _, _, rows, columns in _window_slices(size, kernel, stride, (1, 1)):
+    for _, _, rows, columns in window_slices(size, kernel, stride, (1, 1)):
         element = padded[:, rows, columns]
         y = element.copy() if y is None else xp.maximum(y, element)
     return y
@@ -256,7 +257,7 @@ def max_pool2d_backward(
     padded = _pad(x, padding, value=-xp.inf)
     dpadded = xp.zeros(padded.shape, dtype=dy.dtype)
     not_yet = xp.ones(y.shape, dtype=bool)  # windows whose maximum has not been met
-    for _, _, rows, columns in _window_slices(y.shape[1:3], kernel, stride, (1, 1)):
+    for _, _, rows, columns in window_slices(y.shape[1:3], kernel, stride, (1, 1)):
         is_max = (padded[:, rows, columns] == y) & not_yet
         dpadded[:, rows, columns] += dy * is_max
         not_yet &= ~is_max
@@ -268,7 +269,7 @@ def avg_pool2d(x: Array, kernel: tuple[int, int], stride: tuple[int, int], paddi
     size = output_size(x.shape, kernel, stride, padding)
     padded = _pad(x, padding)
     y = module_of(x).zeros((x.shape[0], *size, x.shape[3]), dtype=x.dtype)
-    for _, _, rows, columns in _window_slices(size, kernel, stride, (1, 1)):
+    for _, _, rows, columns in window_slices(size, kernel, stride, (1, 1)):
         y += padded[:, rows, columns]
     return y / (kernel[0] * kernel[1])
 
@@ -284,7 +285,7 @@ def avg_pool2d_backward(
     (n, h, w, c), (ph, pw) = shape, padding
     dpadded = module_of(dy).zeros((n, h + 2 * ph, w + 2 * pw, c), dtype=dy.dtype)
     share = dy / (kernel[0] * kernel[1])
-    for _, _, rows, columns in _window_slices(dy.shape[1:3], kernel, stride, (1, 1)):
+    for _, _, rows, columns in window_slices(dy.shape[1:3], kernel, stride, (1, 1)):
         dpadded[:, rows, columns] += share
     return dpadded[:, ph : ph + h, pw : pw + w]
 

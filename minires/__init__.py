@@ -1,0 +1,48 @@
+"""minires: deep learning from scratch on NumPy and CuPy, small enough to read, that trains ResNet-101.
+
+Reading order, following one image from disk to the weight update:
+data/ -> device.py -> tensor.py -> functional/ -> kernels/reference.py -> nn/ -> models/ -> optim/ -> train/.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from typing import Any
+
+import numpy as np
+
+from minires import data, device, functional, kernels, models, nn, optim
+from minires.device import cuda, default_generator, manual_seed
+from minires.gradcheck import GradcheckError, gradcheck
+from minires.summary import summary
+from minires.tensor import Tensor, is_grad_enabled, no_grad
+from minires.weights import WeightsError, load_weights, save_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradcheckError", "Tensor", "WeightsError", "cuda", "data", "default_generator", "device", "functional",
+    "gradcheck", "info", "is_grad_enabled", "kernels", "load_weights", "manual_seed", "models", "nn", "no_grad",
+    "optim", "save_weights", "summary",
+]  # fmt: skip
+
+
+def info() -> dict[str, Any]:
+    """What this machine runs minires with: versions, devices, kernels and threads."""
+    from threadpoolctl import threadpool_info
+
+    versions = {"python": platform.python_version(), "minires": __version__, "numpy": np.__version__}
+    if cuda.is_available():
+        versions["cupy"] = importlib.import_module("cupy").__version__
+    blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cuda": "available" if cuda.is_available() else cuda.why_not(),
+        "kernels": {"cpu": kernels.in_use("cpu"), "cuda": kernels.in_use("cuda")},
+        "blas": [
+            f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"
+        ],
+        "threads": max((pool["num_threads"] for pool in blas), default=1),
+    }

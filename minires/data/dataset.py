@@ -1,0 +1,81 @@
+"""What a data set is in minires: uint8 images with integer labels, checked once, and the constants to normalise them.
+
+Reading order: first in minires/data. Next: fetch.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that is missing or damaged. The text is one line that says which file, what is wrong and what to do."""
+
+
+class NotAvailable(DataError):
+    """Data that is neither on disk nor to be had from the network (as opposed to data that is there but damaged)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels for training and for testing.
+
+    Images are uint8 (N, H, W, 3), labels int64 (N,) from 0 to `num_classes` - 1, `mean` and `std` three floats on the
+    scale where a pixel is 0 to 1. `name` says honestly which images these are and goes into every report.
+    Raises `DataError` when the arrays do not fit that description.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+                raise DataError(
+                    f"{self.name}: {part} images are {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)"
+                )
+            if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+                raise DataError(
+                    f"{self.name}: {part} labels are {labels.dtype} {labels.shape}, expected int64 ({len(images)},)"
+                )
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise DataError(
+                    f"{self.name}: {part} labels run from {labels.min()} to {labels.max()}, "
+                    f"expected 0 to {self.num_classes - 1}"
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise DataError(
+                f"{self.name}: training images are {self.train_images.shape[1:]}, test images "
+                f"{self.test_images.shape[1:]}, expected the same (H, W, 3)"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def subset(self, train_size: int, seed: int = 0) -> Dataset:
+        """The same data set with `train_size` training images, the classes as balanced as they can be.
+
+        A smaller subset with the same seed is the beginning of a larger one, so a curve of accuracy over training set
+        size compares nested sets. Raises `ValueError` unless 1 <= train_size <= number of training images.
+        """
+        total = len(self.train_images)
+        if not 1 <= train_size <= total:
+            raise ValueError(f"train_size: {train_size} is out of range, {self.name} has 1 to {total} training images")
+        order = np.random.default_rng([seed]).permutation(total)
+        turn = np.empty(total, np.int64)  # the k-th image of its class, in shuffled order, has turn k
+        for label in range(self.num_classes):
+            of_class = self.train_labels[order] == label
+            turn[of_class] = np.arange(of_class.sum())
+        # All first turns (one image of every class), then all second turns, ...
+        chosen = order[np.argsort(turn, kind="stable")][:train_size]
+        return replace(self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen])

@@ -1,0 +1,106 @@
+"""Batches: from uint8 images to normalised float32 arrays on the device, shuffled and augmented.
+
+Nothing here has a state. Batch 17 of epoch 3 is a pure function of (seed, epoch, index): a run that was interrupted
+asks for the batches it has not seen, and gets exactly those that it would have seen.
+
+Reading order: last in minires/data. Next: minires/models/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minires import kernels
+from minires.data import augment as augmentation
+from minires.device import Array, module_of, to_device
+
+# The generators are seeded with [seed, purpose, epoch, ...]. Without the purpose the order of an epoch would come from
+# the same numbers as the crops of its batch 0, because NumPy pads a short seed with zeros: [s, e] equals [s, e, 0].
+ORDER, CROPS = 1, 2
+
+
+class Loader:
+    """Batches (x, y) of a data set: x float32 (n, H, W, C), y int64 (n,), NumPy arrays, or CuPy's on "cuda".
+
+    `images` uint8 (N, H, W, C) and `labels` (N,) stay uint8 and integers, on the device, until a batch is made;
+    `mean` and `std` (C floats) normalise it: (pixel / 255 - mean) / std.
+
+    With `train`, an epoch is a new permutation of the images, cut into batches of `batch_size`; the rest that does not
+    fill a batch is left out (it is different images in each epoch), unless the whole set is smaller than one batch.
+    Without, every image comes once, in order. `augment` (default: as `train`) adds random crops and flips.
+    `image_size` resizes to (n, image_size, image_size, C), after augmentation, on the host.
+
+    Raises `ValueError` for arguments that do not fit, `RuntimeError` with the reason for an unusable GPU.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        train: bool,
+        seed: int = 0,
+        augment: bool | None = None,
+        image_size: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+            raise ValueError(f"images: {images.dtype} {images.shape}, expected uint8 (N, H, W, C) with N >= 1")
+        if images.shape[3] != len(mean) or len(mean) != len(std):
+            raise ValueError(
+                f"images: {images.shape} with {len(mean)} means and {len(std)} stds, expected one of each per channel, "
+                "channels last: (N, H, W, C)"
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels: {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
+        if not all(value > 0 for value in std):
+            raise ValueError(f"std: {std}, expected positive numbers")
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("image_size", image_size, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"{name}: {value}, expected at least {least}")
+        self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
+        self.augment = train if augment is None else augment
+        self.image_size = None if images.shape[1:3] == (image_size, image_size) else image_size
+        # The whole set moves to the device once: CIFAR-10 is 184 MB as uint8. Pillow resizes on the host, though.
+        self.images = to_device(images, "cpu" if self.image_size else device)
+        self.labels = to_device(labels.astype(np.int64), device)
+        self.mean, self.std = (to_device(np.array(value, np.float32), device) for value in (mean, std))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        n = len(self.images)
+        return max(1, n // self.batch_size) if self.train else -(-n // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """The batches of an epoch (0, 1, 2, ...), from batch `start` on."""
+        order = self._order(epoch)
+        for index in range(start, len(self)):
+            yield self._batch(order, epoch, index)
+
+    def batch(self, epoch: int, index: int) -> tuple[Array, Array]:
+        """One batch of an epoch: the same as the `index`-th of `epoch(epoch)`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: {index}, an epoch has batches 0 to {len(self) - 1}")
+        return self._batch(self._order(epoch), epoch, index)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        n = len(self.images)
+        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(n) if self.train else np.arange(n)
+
+    def _batch(self, order: np.ndarray, epoch: int, index: int) -> tuple[Array, Array]:
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        # Random numbers come from the host on every device, so that every device sees the same batches.
+        x = self.images[module_of(self.images).asarray(chosen)]
+        y = self.labels[module_of(self.labels).asarray(chosen)]
+        if self.augment:
+            rng = np.random.default_rng([self.seed, CROPS, epoch, index])
+            top, left, flip = map(module_of(x).asarray, augmentation.draw(rng, len(chosen)))
+            x = kernels.of(x).crop_and_flip(x, top, left, flip, augmentation.PADDING)
+        if self.image_size:
+            x = to_device(augmentation.resize(x, self.image_size), self.device)
+        return kernels.of(x).normalize(x, self.mean, self.std), y
