@@ -71,14 +71,14 @@ def kink_free_array(
 
 
 def with_layout(array: np.ndarray, layout: str) -> np.ndarray:
-    """A copy of `array` laid out in memory as one of LAYOUTS says; NaN fills the gaps of "strided"."""
+    """A copy of `array` laid out in memory as one of LAYOUTS says; NaN fills the gaps of "strided" floats."""
     if layout not in LAYOUTS:
         raise ValueError(f"with_layout: layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
     if layout == "transposed":
         return np.array(array, order="F")
     if layout == "strided":
         every_second = (*(slice(None, None, 2) for _ in array.shape), ...)
-        wide = np.full([2 * n for n in array.shape], np.nan)
+        wide = np.full([2 * n for n in array.shape], np.nan if array.dtype.kind == "f" else 0, dtype=array.dtype)
         wide[every_second] = array
         return wide[every_second]
     if layout == "reversed":
@@ -281,16 +281,13 @@ def check_layer(
     rng = np.random.default_rng(seed)
     if randomize:
         _randomize(layer, rng)
-    names: dict[int, str] = {}  # one for each distinct parameter: a layer may use the same one in two places
-    for name, parameter in layer.named_parameters():
-        names.setdefault(id(parameter), name)
-    owned = {id(parameter): parameter.data.astype(np.float64) for parameter in layer.parameters()}
+    parameters = dict(layer.named_parameters())
     x = kink_free_array(input_shape, rng, layout=LAYOUTS[rng.integers(len(LAYOUTS))])
     for mode in ("training", "eval"):
         layer.train(mode == "training")
-        fn = _functional_form(layer, list(names), call or Module.__call__)
-        labels = [f"{name} ({mode} mode)" for name in ("the input", *names.values())]
-        check_op(fn, x, *owned.values(), names=labels, seed=seed)
+        fn = _functional_form(layer, list(parameters.values()), call or Module.__call__)
+        names = [f"{name} ({mode} mode)" for name in ("the input", *parameters)]
+        check_op(fn, x, *(p.data.astype(np.float64) for p in parameters.values()), names=names, seed=seed)
 
 
 def _randomize(layer: Module, rng: np.random.Generator) -> None:
@@ -298,12 +295,16 @@ def _randomize(layer: Module, rng: np.random.Generator) -> None:
         for name, value in vars(module).items():
             if isinstance(value, Parameter):
                 value.data[...] = kink_free_array(value.shape, rng)
-            elif name in module.buffer_names and not isinstance(value, int):
+            elif name in module.buffer_names and _holds_floats(value):
                 value += rng.uniform(0.1, 1.0, value.shape).astype(value.dtype)  # variances stay positive
 
 
-def _functional_form(layer: Module, parameter_ids: list[int], call: Callable) -> Callable:
-    """fn(x, *parameters), pure: the layer as it is now, but with these parameters, in the order of their ids."""
+def _holds_floats(buffer: Array | int) -> bool:
+    return hasattr(buffer, "dtype") and buffer.dtype.kind == "f"
+
+
+def _functional_form(layer: Module, own: list[Parameter], call: Callable) -> Callable:
+    """fn(x, *parameters), pure: the layer as it is now, but with these parameters in the place of its `own`."""
     generator = default_generator().bit_generator
     generator_state = generator.state
 
@@ -314,8 +315,8 @@ def _functional_form(layer: Module, parameter_ids: list[int], call: Callable) ->
         for module, original in pairs:
             for name, value in vars(original).items():
                 if isinstance(value, Parameter):
-                    setattr(module, name, parameters[parameter_ids.index(id(value))])
-                elif name in module.buffer_names and not isinstance(value, int):
+                    setattr(module, name, parameters[own.index(value)])
+                elif name in module.buffer_names and _holds_floats(value):
                     setattr(module, name, value.astype(x.dtype))
         outputs = call(fresh, x)
         if not layer.training:

@@ -33,6 +33,8 @@ PICKLE_TUPLES = 12_000  # Python 2 needs five, Python 3 one more for each of 10,
 
 
 class Batch(NamedTuple):
+    """One of the official files."""
+
     file: str
     images: int
     md5: str  # of the official file

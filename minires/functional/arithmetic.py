@@ -85,7 +85,7 @@ def negative(a: Tensor) -> Tensor:
 
 def power(a: Tensor, exponent: float) -> Tensor:
     """a ** exponent, for a constant exponent. The gradient is exponent * a ** (exponent - 1)."""
-    if isinstance(exponent, Tensor):
+    if getattr(exponent, "ndim", 0) != 0 or isinstance(exponent, Tensor):
         raise TypeError("power: the exponent must be a number; write exp(log(a) * b) for a tensor exponent")
 
     def backward(dy: Array) -> tuple[Array]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from minires import kernels
 from minires.device import Array
-from minires.kernels.geometry import Pair, output_size, pair
+from minires.kernels.geometry import Geometry, Pair, output_size, pair
 from minires.tensor import Tensor
 
 
@@ -30,13 +30,9 @@ def conv2d(
     stride, padding and dilation are numbers or (vertical, horizontal) pairs. Raises `ValueError` for shapes
     that do not fit; an input in PyTorch's (N, C, H, W) order is recognised and named.
     """
-    stride, padding, dilation = pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)
-    _check_shapes(x, weight, bias, groups)
-    if 0 in output_size(x.shape, weight.shape[:2], stride, padding, dilation):
-        raise ValueError(
-            f"conv2d: a {weight.shape[0]}x{weight.shape[1]} kernel with dilation {dilation} does not fit into the "
-            f"input {x.shape[1]}x{x.shape[2]} padded by {padding}"
-        )
+    _, stride, padding, dilation = check_conv2d(
+        x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups
+    )
     room = kernels.of(x.data)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = room.conv2d(x.data, weight.data, None if bias is None else bias.data, **options)
@@ -50,22 +46,39 @@ def conv2d(
     return Tensor.from_op(y, (x, weight) if bias is None else (x, weight, bias), backward)
 
 
-def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    if x.ndim != 4 or weight.ndim != 4:
+def check_conv2d(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Geometry:
+    """The convolution's numbers as pairs, or the `ValueError` that conv2d promises, for arrays of these shapes."""
+    geometry = Geometry(
+        weight[:2], pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)
+    )
+    if len(x) != 4 or len(weight) != 4:
         raise ValueError(
-            f"conv2d: input has shape {x.shape} and the weight {weight.shape}, "
-            "expected (N,H,W,C) and (kh,kw,C/groups,O)"
+            f"conv2d: input has shape {x} and the weight {weight}, expected (N,H,W,C) and (kh,kw,C/groups,O)"
         )
-    channels, outputs = weight.shape[2] * groups, weight.shape[3]
+    channels, outputs = weight[2] * groups, weight[3]
     if groups < 1 or outputs % groups:
         raise ValueError(f"conv2d: groups is {groups}, expected a divisor of the weight's {outputs} output channels")
-    if x.shape[3] != channels:
+    if x[3] != channels:
         hint = ""
-        if x.shape[1] == channels:
+        if x[1] == channels:
             hint = "; it looks like (N,C,H,W): minires keeps channels last, use x.transpose(0, 2, 3, 1)"
         raise ValueError(
-            f"conv2d: input has {x.shape[3]} channels (N,H,W,C)=({','.join(map(str, x.shape))}), "
+            f"conv2d: input has {x[3]} channels (N,H,W,C)=({','.join(map(str, x))}), "
             f"the weight expects {channels}{hint}"
         )
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"conv2d: bias has shape {bias.shape}, expected ({outputs},)")
+    if bias is not None and bias != (outputs,):
+        raise ValueError(f"conv2d: bias has shape {bias}, expected ({outputs},)")
+    if 0 in output_size(x, *geometry):
+        raise ValueError(
+            f"conv2d: a {weight[0]}x{weight[1]} kernel with dilation {geometry.dilation} does not fit into the "
+            f"input {x[1]}x{x[2]} padded by {geometry.padding}"
+        )
+    return geometry

@@ -5,6 +5,8 @@ Reading order: after convolution.py. Next: pooling.py.
 
 from __future__ import annotations
 
+import math
+
 from minires import kernels
 from minires.device import Array
 from minires.tensor import Tensor
@@ -35,28 +37,13 @@ def batch_norm(
     Source: Ioffe and Szegedy 2015, algorithm 1; PyTorch's conventions.
     Raises `ValueError` for shapes that do not fit, and in training for fewer than two values per channel.
     """
-    channels = x.shape[-1] if x.ndim else None
-    for name, array in {
-        "weight": weight,
-        "bias": bias,
-        "running_mean": running_mean,
-        "running_var": running_var,
-    }.items():
-        if array.shape != (channels,):
-            raise ValueError(f"batch_norm: {name} has shape {array.shape}, the input {x.shape} expects ({channels},)")
+    check_batch_norm(x.shape, weight.shape, bias.shape, running_mean.shape, running_var.shape, training)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, expected the input's {x.shape}")
     room = kernels.of(x.data)
     if training:
-        count = x.size // channels  # M
-        if count < 2:
-            raise ValueError(
-                f"batch_norm: input {x.shape} has {count} value per channel, training needs at least 2 "
-                "(a larger batch or image)"
-            )
         mean, var = room.batch_norm_statistics(x.data)
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (var * (count / (count - 1)) - running_var)
+        update_running_statistics(running_mean, running_var, mean, var, x.size // x.shape[-1], momentum)
     else:
         mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)  # copies: training may move the originals
     y = room.batch_norm_apply(
@@ -72,3 +59,28 @@ def batch_norm(
         return gradients[: len(parents)]  # dx, dweight, dbias and, with a residual, dresidual
 
     return Tensor.from_op(y, parents, backward)
+
+
+def update_running_statistics(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, count: int, momentum: float
+) -> None:
+    """Move both in place towards this batch's statistics; `var` is biased, the running one is not."""
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (count / (count - 1)) - running_var)
+
+
+def check_batch_norm(
+    x: tuple, weight: tuple, bias: tuple, running_mean: tuple, running_var: tuple, training: bool
+) -> None:
+    """The `ValueError` that batch_norm promises, for arrays of these shapes."""
+    channels = x[-1] if x else None
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, shape in vectors.items():
+        if shape != (channels,):
+            raise ValueError(f"batch_norm: {name} has shape {shape}, the input {x} expects ({channels},)")
+    count = math.prod(x[:-1])  # M
+    if training and count < 2:
+        raise ValueError(
+            f"batch_norm: input {x} has {count} value{'s' * (count != 1)} per channel, training needs at least 2 "
+            "(a larger batch or image)"
+        )

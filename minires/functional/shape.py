@@ -7,6 +7,7 @@ Reading order: after arithmetic.py. Next: reduction.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,13 +27,15 @@ def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
 
 def flatten(x: Tensor) -> Tensor:
     """(N, ...) -> (N, everything else in one axis)."""
-    return reshape(x, x.shape[0], x.size // max(x.shape[0], 1))
+    return reshape(x, x.shape[0], math.prod(x.shape[1:]))  # not -1: it has no answer for an empty batch
 
 
 def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
     """Axes permuted: `transpose(x, 2, 0, 1)`; reversed when no axes are given."""
     order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     order = tuple(axis % x.ndim for axis in order) or tuple(reversed(range(x.ndim)))
+    if sorted(order) != list(range(x.ndim)):
+        raise ValueError(f"transpose: axes {axes} are not an order of the axes of shape {x.shape}")
     inverse = tuple(order.index(axis) for axis in range(x.ndim))
 
     def backward(dy: Array) -> tuple[Array]:

@@ -37,6 +37,11 @@ def of(array: Array) -> ModuleType:
     return cpu if fast else reference
 
 
+def fuses_branches(array: Array) -> bool:
+    """Whether the room for `array` computes a whole residual branch as one operation (functional/branch.py)."""
+    return of(array) is cpu
+
+
 def in_use(device: str = "cpu") -> str:
     """The name of the room that float32 arrays on `device` get."""
     return "cpu" if _choice == "auto" and device == "cpu" else "reference"

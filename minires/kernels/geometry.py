@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 Pair = int | tuple[int, int]
+
+Two = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """The (vertical, horizontal) numbers of a convolution."""
+
+    kernel: Two
+    stride: Two
+    padding: Two
+    dilation: Two
 
 
 def pair(name: str, value: Pair, least: int) -> tuple[int, int]:

@@ -67,8 +67,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> (N,H/stride,W/stride,width)."""
-        out = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(out), residual=_shortcut(self, x), relu=True)
+        return nn.branch(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], residual=_shortcut(self, x))
 
 
 class Bottleneck(nn.Module):
@@ -97,16 +96,18 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> (N,H/stride,W/stride,4*width)."""
-        out = self.bn1(self.conv1(x), relu=True)
-        out = self.bn2(self.conv2(out), relu=True)
-        return self.bn3(self.conv3(out), residual=_shortcut(self, x), relu=True)
+        layers = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+        return nn.branch(x, layers, residual=_shortcut(self, x))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor | None:
     """What the block adds to its output: x, projected where shapes differ; None in a plain network."""
     if not block.shortcut:
         return None
-    return x if block.downsample is None else block.downsample(x)
+    if block.downsample is None:
+        return x
+    conv, norm = block.downsample
+    return nn.branch(x, [(conv, norm)], relu=False)
 
 
 def _projection(inputs: int, outputs: int, stride: int, generator: np.random.Generator | None) -> nn.Module | None:
@@ -169,7 +170,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The outputs of the stages: {"c2": stride 4, "c3": 8, "c4": 16, "c5": 32} (1, 2, 4, 8 with stem "cifar")."""
-        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        x = self.maxpool(nn.branch(x, [(self.conv1, self.bn1)]))
         c2 = self.layer1(x)
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)

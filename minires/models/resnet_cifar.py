@@ -49,8 +49,8 @@ class CifarBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> (N,H/stride,W/stride,width)."""
-        out = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(out), residual=self.option_a(x) if self.shortcut else None, relu=True)
+        residual = self.option_a(x) if self.shortcut else None
+        return nn.branch(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], residual)
 
     def option_a(self, x: Tensor) -> Tensor:
         """x at every `stride`-th pixel, its channels in the middle of zeros: (N,H/stride,W/stride,width)."""
@@ -100,7 +100,7 @@ class CifarResNet(nn.Module):
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The outputs of the stages, {"c2": stride 1, "c3": 2, "c4": 4}."""
-        c2 = self.layer1(self.bn1(self.conv1(x), relu=True))
+        c2 = self.layer1(nn.branch(x, [(self.conv1, self.bn1)]))
         c3 = self.layer2(c2)
         return {"c2": c2, "c3": c3, "c4": self.layer3(c3)}
 

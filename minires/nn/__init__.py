@@ -1,9 +1,10 @@
 """Layers: state around the functional operations.
 
-Reading order: module.py, init.py, layers.py.
+Reading order: module.py, init.py, layers.py, branch.py.
 """
 
 from minires.nn import init
+from minires.nn.branch import branch
 from minires.nn.layers import (
     AvgPool2d,
     BatchNorm2d,
@@ -21,5 +22,5 @@ from minires.nn.module import Module, Parameter, observe
 
 __all__ = [
     "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Identity", "Linear", "MaxPool2d",
-    "Module", "Parameter", "ReLU", "Sequential", "init", "observe",
+    "Module", "Parameter", "ReLU", "Sequential", "branch", "init", "observe",
 ]  # fmt: skip

@@ -28,10 +28,16 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True)
         self.grad_buffer: Array | None = None
 
+    @property
+    def free_grad_buffer(self) -> Array | None:
+        """`grad_buffer` while it holds no gradient: an operation may put its gradient straight into it."""
+        return self.grad_buffer if self.grad is None else None
+
     def accumulate_grad(self, gradient: Array) -> None:
         """Add to `grad`; the first gradient is copied into `grad_buffer`, a view of the optimiser's flat buffer."""
         if self.grad is None and self.grad_buffer is not None:
-            self.grad_buffer[...] = gradient
+            if gradient is not self.grad_buffer:
+                self.grad_buffer[...] = gradient
             self.grad = self.grad_buffer
         else:
             super().accumulate_grad(gradient)
@@ -84,10 +90,12 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters, as (dotted name, parameter)."""
+        """All parameters, as (dotted name, parameter); one used in two places comes once, as in PyTorch."""
+        seen = set()
         for name, module, attribute in self._named_state():
             value = getattr(module, attribute)
-            if isinstance(value, Parameter):
+            if isinstance(value, Parameter) and value not in seen:
+                seen.add(value)
                 yield name, value
 
     def parameters(self) -> Iterator[Parameter]:

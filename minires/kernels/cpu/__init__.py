@@ -7,6 +7,7 @@ What costs nothing in a training step (softmax, the stand-alone ReLU, images) is
 """
 
 from minires.kernels.cpu.batch_norm import batch_norm_apply, batch_norm_backward, batch_norm_statistics, column_sum
+from minires.kernels.cpu.branch import Layer, branch, branch_backward, evaluate_branch
 from minires.kernels.cpu.convolution import conv2d, conv2d_backward
 from minires.kernels.cpu.optimizers import adam_update, sgd_update
 from minires.kernels.cpu.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
@@ -20,8 +21,8 @@ from minires.kernels.reference import (
 )
 
 __all__ = [
-    "adam_update", "avg_pool2d", "avg_pool2d_backward", "batch_norm_apply", "batch_norm_backward",
-    "batch_norm_statistics", "column_sum", "conv2d", "conv2d_backward", "crop_and_flip", "cross_entropy",
-    "cross_entropy_backward", "max_pool2d", "max_pool2d_backward", "normalize", "relu", "relu_backward",
-    "sgd_update",
+    "Layer", "adam_update", "avg_pool2d", "avg_pool2d_backward", "batch_norm_apply", "batch_norm_backward",
+    "batch_norm_statistics", "branch", "branch_backward", "column_sum", "conv2d", "conv2d_backward", "crop_and_flip",
+    "cross_entropy", "cross_entropy_backward", "evaluate_branch", "max_pool2d", "max_pool2d_backward", "normalize",
+    "relu", "relu_backward", "sgd_update",
 ]  # fmt: skip

@@ -27,12 +27,12 @@ def column_sum(x: np.ndarray) -> np.ndarray:
     rows = wide(x, repeats(x.size // channels, channels))
 
     def part(begin: int, end: int) -> np.ndarray:
-        return sum(_sum_rows(rows[chunk], channels) for chunk in chunks(begin, end, rows.shape[1]))
+        return sum(sum_rows(rows[chunk], channels) for chunk in chunks(begin, end, rows.shape[1]))
 
     return sum(parallel(part, rows.shape[0])).astype(np.float32)
 
 
-def _sum_rows(rows: np.ndarray, channels: int) -> np.ndarray:
+def sum_rows(rows: np.ndarray, channels: int) -> np.ndarray:
     """(rows, R*C) -> (C,) in float64."""
     return (ones(rows.shape[0]) @ rows).reshape(-1, channels).sum(axis=0, dtype=np.float64)
 
@@ -49,23 +49,23 @@ def batch_norm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for chunk in chunks(begin, end, rows.shape[1]):
             block = rows[chunk]
             count = block.shape[0] * r
-            mean = _sum_rows(block, channels) / count
+            mean = sum_rows(block, channels) / count
             centred = scratch("centred", block.shape)
             np.subtract(block, np.tile(mean.astype(np.float32), r), out=centred)
             np.multiply(centred, centred, out=centred)
-            moments = (count, mean, _sum_rows(centred, channels))
-            merged = moments if merged is None else _merge(merged, moments)
+            moments = (count, mean, sum_rows(centred, channels))
+            merged = moments if merged is None else merge(merged, moments)
         return merged
 
     parts = parallel(part, rows.shape[0])
     total = parts[0]
     for other in parts[1:]:
-        total = _merge(total, other)
+        total = merge(total, other)
     count, mean, squares = total
     return mean.astype(np.float32), (squares / count).astype(np.float32)
 
 
-def _merge(a: tuple, b: tuple) -> tuple:
+def merge(a: tuple, b: tuple) -> tuple:
     """(count, mean, sum of squares around the mean) of two samples together."""
     (n, mean_a, squares_a), (m, mean_b, squares_b) = a, b
     difference = mean_b - mean_a
@@ -158,18 +158,15 @@ def batch_norm_backward(
             product = scratch("centred", block.shape)
             np.subtract(block, wide_mean, out=product)
             np.multiply(product, g, out=product)
-            sum_g = sum_g + _sum_rows(g, channels)
-            sum_gx = sum_gx + _sum_rows(product, channels)
+            sum_g = sum_g + sum_rows(g, channels)
+            sum_gx = sum_gx + sum_rows(product, channels)
         return sum_g, sum_gx
 
     sums = parallel(reduce, x_rows.shape[0])
-    dbias = sum(s[0] for s in sums)
-    inverse_std = 1 / np.sqrt(var.astype(np.float64) + eps)
-    dweight = sum(s[1] for s in sums) * inverse_std
-    a = weight * inverse_std
-    b = -a * inverse_std * dweight / count if training else np.zeros(channels)
-    c = -a * dbias / count - b * mean if training else np.zeros(channels)
-    a, b, c = (np.tile(v.astype(np.float32), r) for v in (a, b, c))
+    (a, b, c), dweight, dbias = backward_coefficients(
+        [sum(s) for s in zip(*sums)], count if training else None, mean, var, weight, eps
+    )
+    a, b, c = (np.tile(v, r) for v in (a, b, c))
 
     def apply(begin: int, end: int) -> None:
         for chunk in chunks(begin, end, x_rows.shape[1]):
@@ -183,4 +180,20 @@ def batch_norm_backward(
 
     parallel(apply, x_rows.shape[0])
     dresidual = g_rows.reshape(x.shape) if need_dresidual else None
-    return dx, dweight.astype(np.float32), dbias.astype(np.float32), dresidual
+    return dx, dweight, dbias, dresidual
+
+
+def backward_coefficients(
+    sums: list[np.ndarray], count: int | None, mean: np.ndarray, var: np.ndarray, weight: np.ndarray, eps: float
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """(a, b, c) of dx = a*g + b*x + c, dweight and dbias, all (C,), from sums = [Σ g, Σ g (x - mean)].
+
+    `count` is M, or None in evaluation, where dx = a*g. Computed in float64, returned in float32.
+    """
+    inverse_std = 1 / np.sqrt(var.astype(np.float64) + eps)
+    dbias, dweight = sums[0], sums[1] * inverse_std
+    a = weight * inverse_std
+    b = -a * inverse_std * dweight / count if count else 0 * a
+    c = -a * dbias / count - b * mean if count else 0 * a
+    a, b, c, dweight, dbias = (v.astype(np.float32) for v in (a, b, c, dweight, dbias))
+    return (a, b, c), dweight, dbias

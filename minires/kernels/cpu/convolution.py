@@ -18,16 +18,20 @@ Reading order: after matmul.py. Next: winograd.py.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minires.kernels import reference
 from minires.kernels.cpu import plan, winograd
 from minires.kernels.cpu.matmul import matmul, matmul_transposed
-from minires.kernels.cpu.workers import parallel, scratch, zero_bordered
-from minires.kernels.geometry import output_size
-
-Two = tuple[int, int]
+from minires.kernels.cpu.workers import parallel, scratch, split, zero_bordered
+from minires.kernels.geometry import Geometry, Two, output_size
 
 
 def conv2d(
@@ -42,51 +46,16 @@ def conv2d(
     """See reference.conv2d."""
     if groups > 1:  # no network here has groups: the definition is fast enough
         return reference.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-    if plan.use_winograd(x.shape, weight.shape, stride, padding, dilation):
-        y = winograd.conv2d(x, weight)
-    else:
-        y = _direct(x, weight, stride, padding, dilation)
-    if bias is not None:
-        y += bias
+    x = np.ascontiguousarray(x)
+    geometry = Geometry(weight.shape[:2], stride, padding, dilation)
+    y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
+
+    def add_bias(a: int, b: int) -> None:
+        if bias is not None:
+            np.add(y[a:b], bias, out=y[a:b])
+
+    forward(lambda a, b: x[a:b], x.shape, weight, geometry, y, add_bias)
     return y
-
-
-def _direct(x: np.ndarray, weight: np.ndarray, stride: Two, padding: Two, dilation: Two) -> np.ndarray:
-    kernel, outputs = weight.shape[:2], weight.shape[3]
-    y = np.empty((x.shape[0], *output_size(x.shape, kernel, stride, padding, dilation), outputs), np.float32)
-    matrix = weight.reshape(-1, outputs)  # (kh*kw*C, O)
-
-    def part(begin: int, end: int) -> None:
-        for a, b in plan.chunks(begin, end, y.shape[1] * y.shape[2], max(matrix.shape)):
-            matmul(columns(x[a:b], kernel, stride, padding, dilation), matrix, out=y[a:b].reshape(-1, outputs))
-
-    parallel(part, x.shape[0])
-    return y
-
-
-def columns(x: np.ndarray, kernel: Two, stride: Two, padding: Two, dilation: Two) -> np.ndarray:
-    """(m,H,W,C) -> (m*Ho*Wo, kh*kw*C): every window as a row, in scratch memory; x itself where that is the same."""
-    m, _, _, c = x.shape
-    if kernel == stride == (1, 1) and padding == (0, 0):
-        return x.reshape(-1, c)
-    ho, wo = output_size(x.shape, kernel, stride, padding, dilation)
-    padded = x if padding == (0, 0) else zero_bordered(x, padding)
-    image, row, column, _ = padded.strides
-    (kh, kw), (sh, sw), (dh, dw) = kernel, stride, dilation
-    windows = as_strided(
-        padded,
-        (m, ho, wo, kh, kw, c),
-        (image, sh * row, sw * column, dh * row, dw * column, padded.itemsize),
-        writeable=False,
-    )
-    laid_out = scratch("columns", (m, ho, wo, kh, kw, c))
-    if dw == 1:  # a row of the window is one run of memory: copied as kw*C numbers at a time
-        windows = as_strided(windows, (m, ho, wo, kh, kw * c), (*windows.strides[:4], padded.itemsize), writeable=False)
-        np.copyto(laid_out.reshape(m, ho, wo, kh, kw * c), windows)
-    else:
-        np.copyto(laid_out, windows)
-    return laid_out.reshape(m * ho * wo, kh * kw * c)
 
 
 def conv2d_backward(
@@ -102,122 +71,223 @@ def conv2d_backward(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """See reference.conv2d_backward."""
     if groups > 1:
-        return reference.conv2d_backward(
-            dy, x, weight, stride, padding, dilation, groups, need_dx, need_dweight
-        )  # fmt: skip
-    dy, x, weight = np.ascontiguousarray(dy), np.ascontiguousarray(x), np.ascontiguousarray(weight)
-    if need_dx and plan.use_winograd(x.shape, weight.shape, stride, padding, dilation):
-        return winograd.conv2d_backward(dy, x, weight, need_dweight)
-    kernel = weight.shape[:2]
-    turned_padding = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
-    if need_dx and kernel != (1, 1) and stride == dilation == (1, 1) and min(turned_padding) >= 0:
-        return _backward_stride_1(dy, x, weight, turned_padding, need_dweight)
-    return _backward_any_stride(dy, x, weight, stride, padding, dilation, need_dx, need_dweight)
+        return reference.conv2d_backward(dy, x, weight, stride, padding, dilation, groups, need_dx, need_dweight)
+    dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
+    dx = np.empty_like(x) if need_dx else None
+    geometry = Geometry(weight.shape[:2], stride, padding, dilation)
+    dweight = np.empty(weight.shape, np.float32) if need_dweight else None
+    backward(lambda a, b: dy[a:b], lambda a, b: x[a:b], x.shape, weight, geometry, dx, dweight, lambda a, b: None)
+    return dx, dweight
 
 
-def _backward_stride_1(
-    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, turned_padding: Two, need_dweight: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
+# The two drivers. What happens to a chunk of images [a, b) before and after its matrix product is up to the caller:
+# `load` brings the input (x itself, or x normalised in scratch memory, see branch.py) and `finish` works on the
+# output while it is cached. The results of all `finish` calls are returned in order.
+
+Load = Callable[[int, int], np.ndarray]
+Finish = Callable[[int, int], Any]
+
+
+def forward(
+    load: Load, x_shape: tuple, weight: np.ndarray, geometry: Geometry, y: np.ndarray, finish: Finish
+) -> list[Any]:
+    """y (N,Ho,Wo,O) = the convolution of load(0, N) with weight (kh,kw,C,O)."""
+    weight = np.ascontiguousarray(weight)
+    outputs = weight.shape[3]
+    matrix = weight.reshape(-1, outputs)  # (kh*kw*C, O)
+    if plan.use_winograd(x_shape, weight.shape, geometry):
+        chunks = partial(plan.winograd_chunks, tiles=x_shape[1] * x_shape[2] // 16, weight_shape=weight.shape)
+        transformed = winograd.transform_weight(weight)
+
+        def multiply(x: np.ndarray, out: np.ndarray) -> None:
+            winograd.multiply(winograd.transform_patches(x), transformed, out)
+
+    else:
+        chunks = partial(plan.chunks, positions=y.shape[1] * y.shape[2], widest=max(matrix.shape))
+
+        def multiply(x: np.ndarray, out: np.ndarray) -> None:
+            matmul(columns(x, geometry), matrix, out=out.reshape(-1, outputs))
+
+    def part(begin: int, end: int) -> list[Any]:
+        results = []
+        for a, b in chunks(begin, end):
+            multiply(load(a, b), y[a:b])
+            results.append(finish(a, b))
+        return results
+
+    return list(chain.from_iterable(parallel(part, x_shape[0])))
+
+
+def backward(
+    load_dy: Load,
+    load_x: Load,
+    x_shape: tuple,
+    weight: np.ndarray,
+    geometry: Geometry,
+    dx: np.ndarray | None,
+    dweight: np.ndarray | None,
+    finish: Finish,
+) -> list[Any]:
+    """Fills dx (N,H,W,C) and dweight (kh,kw,C,O), unless they are None; returns the results of finish."""
+    weight = np.ascontiguousarray(weight)
+    kh, kw, c, o = weight.shape
+    h, w = x_shape[1:3]
+    turned_padding = (kh - 1 - geometry.padding[0], kw - 1 - geometry.padding[1])
+    if dx is not None and plan.use_winograd(x_shape, weight.shape, geometry):
+        chunks = partial(plan.winograd_chunks, tiles=h * w // 16, weight_shape=weight.shape)
+        compute, total_shape, store_dweight = _winograd_backward(weight)
+    elif dx is not None and (kh, kw) != (1, 1) and geometry[1::2] == ((1, 1), (1, 1)) and min(turned_padding) >= 0:
+        chunks = partial(plan.chunks, positions=h * w, widest=max(kh * kw * o, c), backward=True)
+        compute, total_shape, store_dweight = _stride_1_backward(weight, turned_padding)
+    else:
+        positions = math.prod(output_size(x_shape, *geometry))
+        chunks = partial(plan.chunks, positions=positions, widest=max(kh * kw * c, o), backward=True)
+        compute, total_shape, store_dweight = _any_stride_backward(weight, geometry, dx is not None)
+
+    # One sum for each worker, by where its part begins. Made here and not in scratch memory, because a worker may turn
+    # to another caller's task before this one has read the sum.
+    totals = {begin: np.empty(total_shape, np.float32) for begin, _ in split(x_shape[0]) if dweight is not None}
+
+    def part(begin: int, end: int) -> list[Any]:
+        results = []
+        for a, b in chunks(begin, end):
+            x = load_x(a, b)
+            compute(load_dy(a, b), x, None if dx is None else dx[a:b], totals.get(begin), first=a == begin)
+            results.append(finish(a, b))
+        return results
+
+    results = parallel(part, x_shape[0])
+    if dweight is not None:
+        store_dweight(list(totals.values()), dweight)
+    return list(chain.from_iterable(results))
+
+
+# Three ways to go backward. Each returns
+#     compute(dy, x, dx, total, first)   fills one chunk of dx and adds the chunk's share of the weight gradient to the
+#                                        worker's total (the first chunk sets it); dx and total are None if not needed
+#     the shape of a total
+#     store(totals, dweight)             makes the weight gradient of the workers' totals
+
+
+def _any_stride_backward(weight: np.ndarray, geometry: Geometry, need_dx: bool) -> tuple[Callable, tuple, Callable]:
+    kh, kw, c, o = weight.shape
+    transposed = transpose(weight.reshape(-1, o)) if need_dx else None  # (O, kh*kw*C)
+    one_pixel = geometry[:3] == ((1, 1), (1, 1), (0, 0))
+
+    def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, total: np.ndarray | None, first: bool) -> None:
+        dy_matrix = dy.reshape(-1, o)  # (m*Ho*Wo, O)
+        if total is not None:
+            _add_product(total, columns(x, geometry), dy_matrix, first)
+        if one_pixel and need_dx:
+            matmul(dy_matrix, transposed, out=dx.reshape(-1, c))
+        elif need_dx:
+            dcolumns = scratch("columns", (dy_matrix.shape[0], kh * kw * c))
+            matmul(dy_matrix, transposed, out=dcolumns)
+            _col2im(dcolumns.reshape(*dy.shape[:3], kh, kw, c), dx, geometry)
+
+    return compute, (kh * kw * c, o), lambda totals, dweight: add_up(totals, out=dweight.reshape(-1, o))
+
+
+def _stride_1_backward(weight: np.ndarray, turned_padding: Two) -> tuple[Callable, tuple, Callable]:
     kh, kw, c, o = weight.shape
     turned = turn(weight).reshape(kh * kw * o, c)
-    dx = np.empty_like(x)
+    geometry = Geometry((kh, kw), (1, 1), turned_padding, (1, 1))
 
-    def part(begin: int, end: int) -> np.ndarray | None:
-        total = None
-        for a, b in plan.chunks(begin, end, x.shape[1] * x.shape[2], max(turned.shape), backward=True):
-            laid_out = columns(dy[a:b], (kh, kw), (1, 1), turned_padding, (1, 1))  # (m*H*W, kh*kw*O)
-            matmul(laid_out, turned, out=dx[a:b].reshape(-1, c))
-            if need_dweight:
-                total = _add_product(total, x[a:b].reshape(-1, c), laid_out)  # (C, kh*kw*O)
-        return total
+    def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, total: np.ndarray | None, first: bool) -> None:
+        laid_out = columns(dy, geometry)  # (m*H*W, kh*kw*O)
+        matmul(laid_out, turned, out=dx.reshape(-1, c))
+        if total is not None:
+            _add_product(total, x.reshape(-1, c), laid_out, first)
 
-    totals = parallel(part, x.shape[0])
-    if not need_dweight:
-        return dx, None
-    dweight = add_up(totals).reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
-    return dx, np.ascontiguousarray(dweight)
+    def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
+        turned_back = dweight.transpose(2, 0, 1, 3)[:, ::-1, ::-1]  # (C, kh, kw, O), as the totals are
+        add_up([total.reshape(c, kh, kw, o) for total in totals], out=turned_back)
+
+    return compute, (c, kh * kw * o), store
 
 
-def _backward_any_stride(
-    dy: np.ndarray,
-    x: np.ndarray,
-    weight: np.ndarray,
-    stride: Two,
-    padding: Two,
-    dilation: Two,
-    need_dx: bool,
-    need_dweight: bool,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    kh, kw, c, o = weight.shape
-    dx = np.empty_like(x) if need_dx else None
-    transposed = transpose(weight.reshape(-1, o)) if need_dx else None  # (O, kh*kw*C)
+def _winograd_backward(weight: np.ndarray) -> tuple[Callable, tuple, Callable]:
+    transformed = winograd.transform_weight(turn(weight))  # (36, O, C)
 
-    def part(begin: int, end: int) -> np.ndarray | None:
-        total = None
-        for a, b in plan.chunks(begin, end, dy.shape[1] * dy.shape[2], max(kh * kw * c, o), backward=True):
-            dy_matrix = dy[a:b].reshape(-1, o)  # (m*Ho*Wo, O)
-            if need_dweight:
-                laid_out = columns(x[a:b], (kh, kw), stride, padding, dilation)
-                total = _add_product(total, laid_out, dy_matrix)  # (kh*kw*C, O)
-            if need_dx and (kh, kw) == stride == (1, 1) and padding == (0, 0):
-                matmul(dy_matrix, transposed, out=dx[a:b].reshape(-1, c))
-            elif need_dx:
-                dcolumns = scratch("columns", (dy_matrix.shape[0], kh * kw * c))
-                matmul(dy_matrix, transposed, out=dcolumns)
-                _col2im(dcolumns.reshape(*dy[a:b].shape[:3], kh, kw, c), dx[a:b], stride, padding, dilation)
-        return total
+    def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, total: np.ndarray | None, first: bool) -> None:
+        patches = winograd.transform_patches(dy)  # (36, tiles, O)
+        winograd.multiply(patches, transformed, dx)
+        if total is not None:
+            winograd.add_weight_product(total, x, patches, first)
 
-    totals = parallel(part, x.shape[0])
-    return dx, add_up(totals).reshape(weight.shape) if need_dweight else None
+    def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
+        winograd.store_turned_weight_gradient(add_up(totals, out=totals[0]), dweight)
+
+    return compute, (36, *weight.shape[2:]), store
 
 
-def _col2im(dcolumns: np.ndarray, dx: np.ndarray, stride: Two, padding: Two, dilation: Two) -> None:
+def columns(x: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(m,H,W,C) -> (m*Ho*Wo, kh*kw*C): every window as a row, in scratch memory; x itself where that is the same."""
+    (kh, kw), (sh, sw), padding, (dh, dw) = geometry
+    m, _, _, c = x.shape
+    if geometry[:3] == ((1, 1), (1, 1), (0, 0)):
+        return x.reshape(-1, c)
+    ho, wo = output_size(x.shape, *geometry)
+    padded = x if padding == (0, 0) else zero_bordered(x, padding)
+    image, row, column, number = padded.strides
+    steps = (image, sh * row, sw * column, dh * row, dw * column, number)
+    windows = as_strided(padded, (m, ho, wo, kh, kw, c), steps, writeable=False)
+    laid_out = scratch("columns", (m, ho, wo, kh, kw, c))
+    if dw == 1:  # a row of the window is one run of memory: copied as kw*C numbers at a time
+        windows = as_strided(padded, (m, ho, wo, kh, kw * c), (*steps[:4], number), writeable=False)
+        np.copyto(laid_out.reshape(m, ho, wo, kh, kw * c), windows)
+    else:
+        np.copyto(laid_out, windows)
+    return laid_out.reshape(m * ho * wo, kh * kw * c)
+
+
+def _col2im(dcolumns: np.ndarray, dx: np.ndarray, geometry: Geometry) -> None:
     """dx (m,H,W,C) = reference.col2im(dcolumns), with the padded sum in scratch memory."""
     m, h, w, c = dx.shape
-    ph, pw = padding
+    kernel, stride, (ph, pw), dilation = geometry
     padded = scratch("col2im", (m, h + 2 * ph, w + 2 * pw, c))
     padded.fill(0)
-    for u, v, rows, cols in reference.window_slices(dcolumns.shape[1:3], dcolumns.shape[3:5], stride, dilation):
+    for u, v, rows, cols in reference.window_slices(dcolumns.shape[1:3], kernel, stride, dilation):
         target = padded[:, rows, cols]
         np.add(target, dcolumns[:, :, :, u, v], out=target)
     np.copyto(dx, padded[:, ph : ph + h, pw : pw + w])
 
 
-def _add_product(total: np.ndarray | None, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """total + aᵀ b, in place; the first product makes the total."""
-    if total is None:
-        total = np.empty((a.shape[1], b.shape[1]), np.float32)
+def _add_product(total: np.ndarray, a: np.ndarray, b: np.ndarray, first: bool) -> None:
+    """total += aᵀ b; the first product sets it."""
+    if first:
         matmul_transposed(a, b, out=total)
-        return total
+        return
     product = scratch("weight gradient", total.shape)
     matmul_transposed(a, b, out=product)
-    return np.add(total, product, out=total)
+    np.add(total, product, out=total)
 
 
-def add_up(totals: list[np.ndarray]) -> np.ndarray:
-    """The sum of the workers' arrays, in the order of the workers."""
-    total = totals[0]
-    flat = total.reshape(-1)
-    for other in totals[1:]:
-        other_flat = other.reshape(-1)
+def add_up(totals: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
+    """out = the sum of the workers' arrays, in the order of the workers; the first axis is split over the workers."""
 
-        def part(a: int, b: int, other_flat: np.ndarray = other_flat) -> None:
-            np.add(flat[a:b], other_flat[a:b], out=flat[a:b])
+    def part(a: int, b: int) -> None:
+        if len(totals) == 1:
+            np.copyto(out[a:b], totals[0][a:b])
+        else:
+            np.add(totals[0][a:b], totals[1][a:b], out=out[a:b])
+        for other in totals[2:]:
+            np.add(out[a:b], other[a:b], out=out[a:b])
 
-        parallel(part, flat.size)
-    return total
+    parallel(part, out.shape[0], out.nbytes)
+    return out
 
 
 def turn(weight: np.ndarray) -> np.ndarray:
     """(kh,kw,C,O) -> (kh,kw,O,C), turned by 180° in the plane: the weight of the convolution that gives dx."""
     turned = np.empty((*weight.shape[:2], weight.shape[3], weight.shape[2]), np.float32)
     source = weight[::-1, ::-1].transpose(0, 1, 3, 2)
-    parallel(lambda a, b: np.copyto(turned[:, :, a:b], source[:, :, a:b]), weight.shape[3])
+    parallel(lambda a, b: np.copyto(turned[:, :, a:b], source[:, :, a:b]), weight.shape[3], weight.nbytes)
     return turned
 
 
 def transpose(matrix: np.ndarray) -> np.ndarray:
     """A contiguous copy of the transpose: BLAS's unpacked kernels do not take a transposed view."""
     out = np.empty(matrix.shape[::-1], np.float32)
-    parallel(lambda a, b: np.copyto(out[:, a:b], matrix[a:b].T), matrix.shape[0])
+    parallel(lambda a, b: np.copyto(out[:, a:b], matrix[a:b].T), matrix.shape[0], matrix.nbytes)
     return out

@@ -51,14 +51,17 @@ def relu_in_place(x: np.ndarray) -> None:
 
 
 def mask_gradient(dy: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-    """out = dy where y > 0, else 0, for y = max(..., 0).
+    """out = dy where y > 0, else 0, for y = max(..., 0). `out` must be neither dy nor y."""
+    mask = positive_mask(y, out)
+    np.bitwise_and(mask, dy.view(np.int32), out=mask)
+
+
+def positive_mask(y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """int32: all 32 bits set where y > 0, none where y is 0; written over `out`, or over y itself.
 
     Read as an integer, a positive float is positive and +0.0 is 0. Negated, its sign bit says "positive";
-    shifted down by 31 it fills all 32 bits. y must not hold -0.0: a sum is never -0.0 unless both terms are.
+    shifted down by 31 it fills all bits. y must not hold -0.0: a sum is never -0.0 unless both terms are.
     """
-    mask = out.view(np.int32)
-    if out is dy:
-        raise ValueError("mask_gradient: out must not be dy, the mask is built there")
+    mask = (y if out is None else out).view(np.int32)
     np.negative(y.view(np.int32), out=mask)
-    np.right_shift(mask, 31, out=mask)
-    np.bitwise_and(mask, dy.view(np.int32), out=mask)
+    return np.right_shift(mask, 31, out=mask)

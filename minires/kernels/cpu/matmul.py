@@ -18,6 +18,7 @@ import numpy as np
 from minires.kernels.cpu.workers import scratch
 
 SMALL = 1_000_000  # multiply-adds up to which OpenBLAS skips packing
+CACHED = 1 << 18  # elements of a weight that stays in the second-level cache (1 MB) over all blocks of rows
 
 
 @lru_cache(maxsize=4096)
@@ -29,11 +30,27 @@ def block_rows(rows: int, multiply_adds_per_row: int, least: int) -> int:
     return rows
 
 
+def block_columns(k: int, outputs: int) -> int:
+    """How many columns of a (k, outputs) weight go into one product: all, if 8 rows of it then make a small product."""
+    width = 128 if k <= 256 else 64
+    if k * outputs * 8 <= SMALL or k * outputs > CACHED or k * width * 8 > SMALL or outputs % width:
+        return outputs
+    return width
+
+
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """out (M,O) = a (M,K) @ b (K,O), all C-contiguous."""
     (rows, k), outputs = a.shape, b.shape[1]
-    block = block_rows(rows, k * outputs, least=8)
-    np.matmul(a.reshape(-1, block, k), b, out=out.reshape(-1, block, outputs))  # (blocks, block, K) @ (K, O)
+    width = block_columns(k, outputs)
+    block = block_rows(rows, k * width, least=8)
+    if width == outputs:
+        np.matmul(a.reshape(-1, block, k), b, out=out.reshape(-1, block, outputs))  # (blocks, block, K) @ (K, O)
+        return
+    np.matmul(  # (blocks, 1, block, K) @ (O/width, K, width) -> (blocks, O/width, block, width)
+        a.reshape(-1, 1, block, k),
+        b.reshape(k, -1, width).transpose(1, 0, 2),
+        out=out.reshape(-1, block, outputs // width, width).transpose(0, 2, 1, 3),
+    )
 
 
 def matmul_transposed(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

@@ -1,9 +1,9 @@
 """Which algorithm and which chunk size a layer gets: all of it in one place.
 
     layer                                                        algorithm    chunk
-    3x3, stride 1, padding 1, C and O >= 32, H and W multiples    Winograd     128 tiles of 4x4 outputs (C*O <= 64²,
-    of 4, >= 32 tiles a worker                                                 and > 128²), else 48
-    everything else                                               im2col       columns of 4 MB; backward at least 512 rows
+    3x3, stride 1, padding 1, C and O >= 32, H and W multiples    Winograd     128 tiles of 4x4 outputs; 48 where
+    of 4, >= 32 tiles a worker                                                 64² < C*O <= 128²
+    everything else                                               im2col       4 MB of columns; backward >= 512 rows
 
 The bounds were measured on two Zen 4 cores (1 MB second-level cache each) with OpenBLAS 0.3.31. Below 32 channels
 the transforms cost Winograd more than the products it saves. The environment variable MINIRES_CONV=direct turns
@@ -24,18 +24,17 @@ BACKWARD_ROWS = 512  # a weight gradient is added up once for each chunk, so the
 WINOGRAD_CHANNELS = 32
 WINOGRAD_TILES = 32  # for each worker
 
-_choice = os.environ.get("MINIRES_CONV", "auto")
-if _choice not in ("auto", "direct"):
-    raise ValueError(f"MINIRES_CONV is {_choice!r}, expected 'auto' or 'direct'")
+choice = os.environ.get("MINIRES_CONV", "auto")
+if choice not in ("auto", "direct"):
+    raise ValueError(f"MINIRES_CONV is {choice!r}, expected 'auto' or 'direct'")
 
 
-def use_winograd(x_shape: tuple, weight_shape: tuple, stride: tuple, padding: tuple, dilation: tuple) -> bool:
-    """Whether winograd.py takes this convolution."""
+def use_winograd(x_shape: tuple, weight_shape: tuple, geometry: tuple) -> bool:
+    """Whether winograd.py takes this convolution; `geometry` is (kernel, stride, padding, dilation)."""
     n, h, w, _ = x_shape
     return (
-        _choice == "auto"
-        and weight_shape[:2] == (3, 3)
-        and stride == padding == dilation == (1, 1)
+        choice == "auto"
+        and geometry == ((3, 3), (1, 1), (1, 1), (1, 1))
         and min(weight_shape[2:]) >= WINOGRAD_CHANNELS
         and h % 4 == w % 4 == 0
         and n // workers.count * (h // 4) * (w // 4) >= WINOGRAD_TILES
@@ -48,9 +47,9 @@ def chunks(begin: int, end: int, positions: int, widest: int, backward: bool = F
     return even_parts(begin, end, rows // positions)
 
 
-def winograd_chunks(begin: int, end: int, tiles: int, channels: int, outputs: int) -> Iterator[tuple[int, int]]:
+def winograd_chunks(begin: int, end: int, tiles: int, weight_shape: tuple) -> Iterator[tuple[int, int]]:
     """(begin, end) of each chunk of images, for `tiles` tiles an image."""
-    product = channels * outputs
+    product = weight_shape[2] * weight_shape[3]
     tiles_of_a_chunk = 48 if 64 * 64 < product <= 128 * 128 else 128
     return even_parts(begin, end, tiles_of_a_chunk // tiles)
 

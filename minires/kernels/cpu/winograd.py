@@ -24,7 +24,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.kernels.cpu import convolution, plan
 from minires.kernels.cpu.matmul import block_rows
 from minires.kernels.cpu.workers import parallel, scratch, zero_bordered
 
@@ -50,62 +49,18 @@ INPUT = np.kron(BT, BT).astype(np.float32)  # (36, 36): a 6x6 patch -> its trans
 WEIGHT = np.kron(G, G).astype(np.float32)  # (36, 9): a 3x3 weight -> its transform
 OUTPUT = np.kron(AT, AT).astype(np.float32)  # (16, 36): a transformed result -> a 4x4 patch
 OUTPUT_T = np.ascontiguousarray(OUTPUT.T)  # (36, 16)
-WEIGHT_T = np.ascontiguousarray(WEIGHT.T)  # (9, 36)
-
-
-def conv2d(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """3x3, stride 1, padding 1: x (N,H,W,C), weight (3,3,C,O) -> (N,H,W,O), for H and W multiples of 4."""
-    n, h, w, c = x.shape
-    outputs = weight.shape[3]
-    y = np.empty((n, h, w, outputs), np.float32)
-    transformed_weight = transform_weight(weight)
-
-    def part(begin: int, end: int) -> None:
-        for a, b in plan.winograd_chunks(begin, end, h * w // 16, c, outputs):
-            _multiply_back(_transform_patches(x[a:b]), transformed_weight, y[a:b])
-
-    parallel(part, n)
-    return y
-
-
-def conv2d_backward(
-    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, need_dweight: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """dx (N,H,W,C) and dweight (3,3,C,O), None where not needed."""
-    n, h, w, c = x.shape
-    outputs = weight.shape[3]
-    dx = np.empty_like(x)
-    transformed_weight = transform_weight(convolution.turn(weight))  # (36, O, C)
-
-    def part(begin: int, end: int) -> np.ndarray | None:
-        total = None
-        for a, b in plan.winograd_chunks(begin, end, h * w // 16, c, outputs):
-            patches = _transform_patches(dy[a:b])  # (36, tiles, O)
-            _multiply_back(patches, transformed_weight, dx[a:b])
-            if need_dweight:
-                tiles = _transform_tiles(x[a:b])  # (36, tiles, C)
-                if total is None:
-                    total = np.matmul(tiles.transpose(0, 2, 1), patches)  # (36, C, O)
-                else:
-                    product = np.matmul(tiles.transpose(0, 2, 1), patches, out=scratch("weight gradient", total.shape))
-                    np.add(total, product, out=total)
-        return total
-
-    totals = parallel(part, n)
-    if not need_dweight:
-        return dx, None
-    total = convolution.add_up(totals).reshape(36, c * outputs)
-    dweight = _small_matmul_parallel(WEIGHT_T, total).reshape(3, 3, c, outputs)
-    return dx, np.ascontiguousarray(dweight[::-1, ::-1])
+WEIGHT_T_TURNED = np.ascontiguousarray(WEIGHT.T[::-1])  # (9, 36): its nine rows reversed turn the 3x3 plane
 
 
 def transform_weight(weight: np.ndarray) -> np.ndarray:
     """(3,3,C,O) -> (36,C,O)."""
     c, outputs = weight.shape[2:]
-    return _small_matmul_parallel(WEIGHT, weight.reshape(9, c * outputs)).reshape(36, c, outputs)
+    out = np.empty((36, c, outputs), np.float32)
+    _small_matmul_parallel(WEIGHT, weight.reshape(9, c * outputs), out=out.reshape(36, c * outputs))
+    return out
 
 
-def _transform_patches(images: np.ndarray) -> np.ndarray:
+def transform_patches(images: np.ndarray) -> np.ndarray:
     """(m,H,W,C) -> (36, tiles, C): the 6x6 patches around every 4x4 tile of the zero-padded images, transformed."""
     m, h, w, c = images.shape
     padded = zero_bordered(images, (1, 1))
@@ -119,17 +74,25 @@ def _transform_patches(images: np.ndarray) -> np.ndarray:
     return transformed
 
 
-def _transform_tiles(images: np.ndarray) -> np.ndarray:
-    """(m,H,W,C) -> (36, tiles, C): the 4x4 tiles, transformed as the gradient of an output."""
+def add_weight_product(total: np.ndarray, images: np.ndarray, patches: np.ndarray, first: bool) -> None:
+    """total (36,C,O) += tilesᵀ patches, for the 4x4 tiles of x (m,H,W,C) and the transformed patches of dy."""
     m, h, w, c = images.shape
     tiles = scratch("winograd patches", (4, 4, m, h // 4, w // 4, c))
     np.copyto(tiles, images.reshape(m, h // 4, 4, w // 4, 4, c).transpose(2, 4, 0, 1, 3, 5))
     transformed = scratch("winograd products", (36, m * h * w // 16, c))
     _small_matmul(OUTPUT_T, tiles.reshape(16, -1), out=transformed.reshape(36, -1))
-    return transformed
+    product = total if first else scratch("weight gradient", total.shape)
+    np.matmul(transformed.transpose(0, 2, 1), patches, out=product)
+    if not first:
+        np.add(total, product, out=total)
 
 
-def _multiply_back(patches: np.ndarray, weight: np.ndarray, y: np.ndarray) -> None:
+def store_turned_weight_gradient(total: np.ndarray, dweight: np.ndarray) -> None:
+    """dweight (3,3,C,O) = the inverse transform of total (36,C,O), turned by 180° in the plane."""
+    _small_matmul_parallel(WEIGHT_T_TURNED, total.reshape(36, -1), out=dweight.reshape(9, -1))
+
+
+def multiply(patches: np.ndarray, weight: np.ndarray, y: np.ndarray) -> None:
     """y (m,H,W,O) = the inverse transform of patches (36,tiles,C) @ weight (36,C,O)."""
     m, h, w, outputs = y.shape
     tiles, c = patches.shape[1:]
@@ -157,8 +120,6 @@ def _small_matmul(small: np.ndarray, wide: np.ndarray, out: np.ndarray) -> None:
     np.matmul(small, blocks, out=out.reshape(p, -1, COLUMNS).transpose(1, 0, 2))
 
 
-def _small_matmul_parallel(small: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """small (p,q) @ wide (q,n), the columns split over the workers."""
-    out = np.empty((small.shape[0], wide.shape[1]), np.float32)
-    parallel(lambda a, b: np.matmul(small, wide[:, a:b], out=out[:, a:b]), wide.shape[1])
-    return out
+def _small_matmul_parallel(small: np.ndarray, wide: np.ndarray, out: np.ndarray) -> None:
+    """out (p,n) = small (p,q) @ wide (q,n), the columns split over the workers."""
+    parallel(lambda a, b: np.matmul(small, wide[:, a:b], out=out[:, a:b]), wide.shape[1], out.nbytes)

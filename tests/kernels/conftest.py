@@ -1,0 +1,88 @@
+"""The rooms: every module with kernels, with each array library and dtype it takes. A new room is one line here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minires.device import to_device
+from minires.kernels import reference
+from minires.testing import with_layout
+
+CONTRACT = [
+    "column_sum", "conv2d", "conv2d_backward", "batch_norm_statistics", "batch_norm_apply", "batch_norm_backward",
+    "relu", "relu_backward", "max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward",
+    "cross_entropy", "cross_entropy_backward", "sgd_update", "adam_update", "crop_and_flip", "normalize",
+]  # fmt: skip
+
+ROOMS = [  # kernels, array library, dtype
+    ("reference", "numpy", "float64"),
+    ("reference", "numpy", "float32"),
+    ("reference", "cupy", "float64"),
+    ("reference", "cupy", "float32"),
+    ("cpu", "numpy", "float32"),
+]
+
+
+class Room:
+    """One implementation of the kernels, called with NumPy arrays and answering with float64 NumPy arrays."""
+
+    def __init__(self, kernels: str, library: str, dtype: str):
+        self.kernels: ModuleType = importlib.import_module(f"minires.kernels.{kernels}")
+        self.xp: ModuleType = importlib.import_module(library)
+        self.dtype = np.dtype(dtype)
+
+    def array(self, value: Any, layout: str = "contiguous") -> Any:
+        """`value`; if it is an array, one of this room: floats in its dtype."""
+        if not isinstance(value, np.ndarray):
+            return value
+        value = value.astype(self.dtype) if value.dtype.kind == "f" else value
+        return with_layout(value, layout) if self.xp is np else self.xp.asarray(value)
+
+    def call(self, name: str, *arguments: Any, layout: str = "contiguous", **options: Any) -> Any:
+        """The kernel's result as float64 on the host. Arguments must come out unchanged, floats keep their dtype."""
+        given = [self.array(argument, layout) for argument in arguments]
+        before = [np.copy(to_device(a, "cpu")) if hasattr(a, "dtype") else a for a in given]
+        results = getattr(self.kernels, name)(*given, **options)
+        for i, (a, b) in enumerate(zip(given, before)):
+            assert not hasattr(a, "dtype") or (to_device(a, "cpu") == b).all(), f"{name} modified argument {i}"
+        if isinstance(results, tuple):
+            return tuple(self.result(name, r) for r in results)
+        return self.result(name, results)
+
+    def result(self, name: str, array: Any) -> np.ndarray | None:
+        if array is None:
+            return None
+        assert array.dtype == self.dtype, f"{name} answers in {array.dtype}, asked in {self.dtype}"
+        return to_device(array, "cpu").astype(np.float64)
+
+    def expect(self, got: np.ndarray | None, expected: np.ndarray | None) -> None:
+        """Equal up to rounding: in L2 norm, since a sum's rounding error goes with its largest terms."""
+        assert (got is None) == (expected is None)
+        if got is None:
+            return
+        assert got.shape == np.shape(expected)
+        tolerance = 1e-12 if self.dtype == np.float64 else 1e-5
+        difference = float(np.linalg.norm(got - expected))
+        assert difference <= tolerance * (1 + float(np.linalg.norm(expected)))
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(room, id="-".join(room), marks=[pytest.mark.gpu] if room[1] == "cupy" else []) for room in ROOMS
+    ],
+)
+def room(request: pytest.FixtureRequest) -> Room:
+    return Room(*request.param)
+
+
+@pytest.fixture(params=CONTRACT)
+def contract(request: pytest.FixtureRequest) -> tuple[str, inspect.Signature]:
+    """Each function of the contract: its name, and its signature in the reference."""
+    return request.param, inspect.signature(getattr(reference, request.param))

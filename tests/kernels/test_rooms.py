@@ -1,0 +1,361 @@
+"""Every room computes the same functions: against loops too slow and too plain to be wrong."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from minires.kernels import reference
+from minires.testing import (
+    LAYOUTS,
+    ConvGeometry,
+    PoolGeometry,
+    conv_geometries,
+    image_shapes,
+    kink_free_array,
+    pool_geometries,
+    seeds,
+    shapes,
+)
+
+layouts = st.sampled_from(LAYOUTS)
+
+
+def test_the_contract_is_the_same_in_every_room(room, contract):
+    name, signature = contract
+    own = inspect.signature(getattr(room.kernels, name))
+    assert list(own.parameters) == list(signature.parameters)
+
+
+# Convolution
+
+
+def windows(x_shape, geometry, size):
+    """For every output position (i, j) and kernel position (u, v) inside the image: the input position (r, s)."""
+    _, h, w, _ = x_shape
+    (sh, sw), (ph, pw), (dh, dw) = geometry.stride, geometry.padding, geometry.dilation
+    kh, kw = geometry.weight_shape[:2]
+    for i in range(size[0]):
+        for j in range(size[1]):
+            for u in range(kh):
+                for v in range(kw):
+                    r, s = i * sh + u * dh - ph, j * sw + v * dw - pw
+                    if 0 <= r < h and 0 <= s < w:
+                        yield i, j, u, v, r, s
+
+
+def slow_conv2d(x, weight, bias, geometry):
+    n, h, w, _ = x.shape
+    kh, kw, c, outputs = weight.shape
+    (sh, sw), (ph, pw), (dh, dw) = geometry.stride, geometry.padding, geometry.dilation
+    size = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    y = np.zeros((n, *size, outputs))
+    for i, j, u, v, r, s in windows(x.shape, geometry, size):
+        for o in range(outputs):
+            g = o // (outputs // geometry.groups)  # the group, and its input channels
+            y[:, i, j, o] += x[:, r, s, g * c : (g + 1) * c] @ weight[u, v, :, o]
+    return y + (0 if bias is None else bias)
+
+
+def slow_conv2d_backward(dy, x, weight, geometry):
+    dx, dweight = np.zeros(x.shape), np.zeros(weight.shape)
+    c, outputs = weight.shape[2:]
+    for i, j, u, v, r, s in windows(x.shape, geometry, dy.shape[1:3]):
+        for o in range(outputs):
+            g = o // (outputs // geometry.groups)
+            ins = slice(g * c, (g + 1) * c)
+            dx[:, r, s, ins] += np.outer(dy[:, i, j, o], weight[u, v, :, o])
+            dweight[u, v, :, o] += dy[:, i, j, o] @ x[:, r, s, ins]
+    return dx, dweight
+
+
+SMALL = [  # a few by hand, and then whatever hypothesis draws
+    ConvGeometry((2, 6, 7, 3), (3, 3, 3, 4), (1, 1), (1, 1), (1, 1), 1),
+    ConvGeometry((2, 6, 7, 3), (1, 1, 3, 4), (1, 1), (0, 0), (1, 1), 1),
+    ConvGeometry((2, 7, 6, 3), (1, 1, 3, 4), (2, 2), (0, 0), (1, 1), 1),
+    ConvGeometry((1, 9, 8, 3), (7, 7, 3, 2), (2, 2), (3, 3), (1, 1), 1),
+    ConvGeometry((1, 5, 6, 4), (3, 3, 1, 4), (1, 1), (1, 1), (1, 1), 4),
+]
+
+
+@given(geometry=st.one_of(st.sampled_from(SMALL), conv_geometries()), seed=seeds(), layout=layouts, bias=st.booleans())
+def test_conv2d(room, geometry, seed, layout, bias):
+    x, weight = kink_free_array(geometry.x_shape, seed), kink_free_array(geometry.weight_shape, seed + 1)
+    bias = kink_free_array(weight.shape[3:], seed + 2) if bias else None
+    expected = slow_conv2d(x, weight, bias, geometry)
+    room.expect(room.call("conv2d", x, weight, bias, layout=layout, **geometry.options), expected)
+
+
+@given(
+    geometry=st.one_of(st.sampled_from(SMALL), conv_geometries()),
+    seed=seeds(),
+    layout=layouts,
+    needs=st.sampled_from([(True, True), (True, False), (False, True)]),
+)
+def test_conv2d_backward(room, geometry, seed, layout, needs):
+    x, weight = kink_free_array(geometry.x_shape, seed), kink_free_array(geometry.weight_shape, seed + 1)
+    dy = kink_free_array(slow_conv2d(x, weight, None, geometry).shape, seed + 2)
+    got = room.call(
+        "conv2d_backward", dy, x, weight, layout=layout, need_dx=needs[0], need_dweight=needs[1], **geometry.options
+    )
+    for gradient, needed, expected in zip(got, needs, slow_conv2d_backward(dy, x, weight, geometry)):
+        room.expect(gradient, expected if needed else None)
+
+
+@given(shape=image_shapes(), u=st.integers(0, 2), v=st.integers(0, 2), seed=seeds())
+def test_a_delta_kernel_shifts_the_image(room, shape, u, v, seed):
+    """One 1 in a 3x3 kernel: the output is the input, moved. Exact in any precision."""
+    _, h, w, c = shape
+    x = np.random.default_rng(seed).integers(-99, 100, shape).astype(np.float64)
+    weight = np.zeros((3, 3, c, c))
+    weight[u, v] = np.eye(c)
+    y = room.call("conv2d", x, weight, None, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+    shifted = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, u : u + h, v : v + w]
+    np.testing.assert_array_equal(y, shifted)
+
+
+@given(shape=image_shapes(), outputs=st.integers(1, 4), stride=st.integers(1, 3), seed=seeds())
+def test_a_1x1_convolution_is_a_matrix_product(room, shape, outputs, stride, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-9, 10, shape).astype(np.float64)
+    matrix = rng.integers(-9, 10, (shape[3], outputs)).astype(np.float64)
+    options = {"stride": (stride, stride), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    y = room.call("conv2d", x, matrix[None, None], None, **options)
+    np.testing.assert_array_equal(y, x[:, ::stride, ::stride] @ matrix)
+
+
+# Batch normalisation
+
+
+@given(x_shape=st.one_of(image_shapes(), shapes(min_dims=1, max_dims=3)), seed=seeds(), layout=layouts)
+def test_column_sum_and_statistics(room, x_shape, seed, layout):
+    x = kink_free_array(x_shape, seed)
+    matrix = x.reshape(-1, x_shape[-1])
+    room.expect(room.call("column_sum", x, layout=layout), matrix.sum(axis=0))
+    mean, var = room.call("batch_norm_statistics", x, layout=layout)
+    room.expect(mean, matrix.mean(axis=0))
+    room.expect(var, matrix.var(axis=0))
+
+
+def test_the_variance_survives_a_large_mean(room):
+    """mean(x²) - mean² in float32 would be off by 100 % here."""
+    x = 1000 + np.random.default_rng(0).standard_normal((4, 5, 6, 3))
+    _, var = room.call("batch_norm_statistics", x)
+    np.testing.assert_allclose(var, x.reshape(-1, 3).var(axis=0), rtol=1e-3)
+
+
+@st.composite
+def batch_norms(draw: st.DrawFn) -> dict:
+    """Arguments of batch_norm_apply; the statistics are the batch's own, or others (as in evaluation)."""
+    shape, seed = draw(image_shapes()), draw(seeds())
+    assume(math.prod(shape[:3]) >= 2)
+    x, c = kink_free_array(shape, seed), shape[3:]
+    training, residual, relu = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    if not training:
+        mean, var = kink_free_array(c, seed + 1), 0.5 + abs(kink_free_array(c, seed + 2))
+    weight, bias = kink_free_array(c, seed + 3), kink_free_array(c, seed + 4)
+    plain = (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+    assume(abs(plain).min() > 1e-4)  # float32 may take the other side of the ReLU
+    shortcut = kink_free_array(shape, seed + 5) - plain if residual else None
+    return {"x": x, "mean": mean, "var": var, "weight": weight, "bias": bias, "residual": shortcut,
+            "relu": relu, "training": training, "seed": seed}  # fmt: skip
+
+
+@given(case=batch_norms(), layout=layouts)
+def test_batch_norm(room, case, layout):
+    x, mean, var, weight, bias, residual, relu = (
+        case[name] for name in ("x", "mean", "var", "weight", "bias", "residual", "relu")
+    )
+    expected = (x - mean) / np.sqrt(var + 1e-5) * weight + bias + (0 if residual is None else residual)
+    expected = np.maximum(expected, 0) if relu else expected
+    arguments = (x, mean, var, weight, bias, 1e-5, residual, relu)
+    room.expect(room.call("batch_norm_apply", *arguments, layout=layout), expected)
+
+    dy = kink_free_array(x.shape, case["seed"] + 6)
+    arguments = (dy, x, expected, mean, var, weight, 1e-5, case["training"], relu, residual is not None)
+    got = room.call("batch_norm_backward", *arguments, layout=layout)
+    # The reference's float64 gradients are held to finite differences in tests/functional.
+    for gradient, right in zip(got, reference.batch_norm_backward(*arguments)):
+        room.expect(gradient, right)
+
+
+# Activation, pooling, loss
+
+
+@given(shape=shapes(), seed=seeds(), layout=layouts)
+def test_relu(room, shape, seed, layout):
+    x, dy = kink_free_array(shape, seed), kink_free_array(shape, seed + 1)
+    room.expect(room.call("relu", x, layout=layout), np.where(x > 0, x, 0))
+    room.expect(room.call("relu_backward", dy, np.maximum(x, 0), layout=layout), np.where(x > 0, dy, 0))
+
+
+def pool_windows(geometry, size):
+    """(i, j, rows, columns): each output position and its window, cut off at the image's border."""
+    for i in range(size[0]):
+        for j in range(size[1]):
+            top, left = i * geometry.stride[0] - geometry.padding[0], j * geometry.stride[1] - geometry.padding[1]
+            kh, kw = geometry.kernel_size
+            yield i, j, slice(max(top, 0), top + kh), slice(max(left, 0), left + kw)
+
+
+def pooled_size(geometry):
+    return [
+        (n + 2 * p - k) // s + 1
+        for n, k, s, p in zip(geometry.x_shape[1:3], geometry.kernel_size, geometry.stride, geometry.padding)
+    ]
+
+
+@given(geometry=pool_geometries(), seed=seeds(), layout=layouts, ties=st.booleans())
+@example(PoolGeometry((2, 9, 8, 2), (3, 3), (2, 2), (1, 1)), 0, "contiguous", False)
+def test_pooling(room, geometry, seed, layout, ties):
+    x = kink_free_array(geometry.x_shape, seed)
+    x = np.sign(x) if ties else x  # -1 and 1: maxima are tied all over
+    size = pooled_size(geometry)
+    n, c = x.shape[0], x.shape[3]
+    highest, average = np.zeros((n, *size, c)), np.zeros((n, *size, c))
+    dy = kink_free_array(highest.shape, seed + 1)
+    dhighest, daverage = np.zeros(x.shape), np.zeros(x.shape)
+    area = math.prod(geometry.kernel_size)
+    for i, j, rows, columns in pool_windows(geometry, size):
+        window = x[:, rows, columns]
+        highest[:, i, j], average[:, i, j] = window.max(axis=(1, 2)), window.sum(axis=(1, 2)) / area
+        daverage[:, rows, columns] += dy[:, i, j][:, None, None] / area
+        first = window.reshape(n, -1, c).argmax(axis=1)  # (N, C): argmax gives the first, row by row
+        r, s = np.unravel_index(first, window.shape[1:3])
+        images, channels = np.ogrid[:n, :c]
+        dhighest[images, rows.start + r, columns.start + s, channels] += dy[:, i, j]
+    options = (geometry.kernel_size, geometry.stride, geometry.padding)
+    y = room.call("max_pool2d", x, *options, layout=layout)
+    room.expect(y, highest)
+    # as in functional/pooling.py, y is the room's own output: backward looks for elements equal to it
+    room.expect(room.call("max_pool2d_backward", dy, x, y, *options, layout=layout), dhighest)
+    room.expect(room.call("avg_pool2d", x, *options, layout=layout), average)
+    room.expect(room.call("avg_pool2d_backward", dy, x.shape, *options, layout=layout), daverage)
+
+
+@given(n=st.integers(1, 4), classes=st.integers(1, 5), smoothing=st.sampled_from([0.0, 0.1, 1.0]), seed=seeds())
+def test_cross_entropy(room, n, classes, smoothing, seed):
+    logits = kink_free_array((n, classes), seed)
+    labels = np.random.default_rng(seed).integers(0, classes, n)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    target = smoothing / classes + (1 - smoothing) * np.eye(classes)[labels]
+    loss, probabilities = room.call("cross_entropy", logits, labels, smoothing)
+    room.expect(loss, -(target * np.log(p)).sum(axis=1).mean())
+    room.expect(probabilities, p)
+    gradient = room.call("cross_entropy_backward", np.array(3.0), p, labels, smoothing)
+    room.expect(gradient, 3 * (p - target) / n)
+
+
+# Optimiser updates, on numbers one by one
+
+
+def in_place(room, name, arrays, **settings):
+    """The arrays after the update; a view into a larger array, as the optimiser has it, must do."""
+    whole = [room.array(np.concatenate([a, [7.0]])) for a in arrays]
+    views = [a[:-1] for a in whole]
+    getattr(room.kernels, name)(*views, **settings)
+    assert all(float(a[-1]) == 7 for a in whole)
+    return [room.result(name, view) for view in views]
+
+
+@given(
+    seed=seeds(),
+    momentum=st.sampled_from([0.0, 0.9]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    nesterov=st.booleans(),
+    n=st.integers(1, 5),
+)
+def test_sgd_update(room, seed, momentum, weight_decay, nesterov, n):
+    parameter, gradient, velocity = (kink_free_array((n,), seed + i) for i in range(3))
+    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+    got = in_place(room, "sgd_update", [parameter, gradient, velocity], **settings)
+    for k in range(n):
+        g = gradient[k] + weight_decay * parameter[k]
+        if momentum:
+            velocity[k] = momentum * velocity[k] + g
+            g = g + momentum * velocity[k] if nesterov else velocity[k]
+        parameter[k] -= 0.1 * g
+    for a, b in zip(got, (parameter, gradient, velocity)):
+        room.expect(a, b)
+
+
+@given(
+    seed=seeds(),
+    step=st.sampled_from([1, 2, 1000]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    decoupled=st.booleans(),
+    n=st.integers(1, 5),
+)
+def test_adam_update(room, seed, step, weight_decay, decoupled, n):
+    parameter, gradient, mean, square = (kink_free_array((n,), seed + i) for i in range(4))
+    square = abs(square)
+    settings = {"step": step, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    settings |= {"weight_decay": weight_decay, "decoupled": decoupled}
+    got = in_place(room, "adam_update", [parameter, gradient, mean, square], **settings)
+    for k in range(n):
+        g = gradient[k]
+        if decoupled:
+            parameter[k] -= 0.1 * weight_decay * parameter[k]
+        else:
+            g = g + weight_decay * parameter[k]
+        mean[k] = 0.9 * mean[k] + 0.1 * g
+        square[k] = 0.99 * square[k] + 0.01 * g * g
+        mean_hat, square_hat = mean[k] / (1 - 0.9**step), square[k] / (1 - 0.99**step)
+        parameter[k] -= 0.1 * mean_hat / (math.sqrt(square_hat) + 1e-8)
+    for a, b in zip(got, (parameter, gradient, mean, square)):
+        room.expect(a, b)
+
+
+@given(seed=seeds(), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_the_first_adam_step_has_the_size_of_the_learning_rate(room, seed, scale):
+    gradient = scale * kink_free_array((6,), seed)
+    settings = {"step": 1, "lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-12}
+    settings |= {"weight_decay": 0.0, "decoupled": False}
+    start = np.zeros(6)
+    parameter, *_ = in_place(room, "adam_update", [start, gradient, start, start], **settings)
+    np.testing.assert_allclose(parameter, -0.01 * np.sign(gradient), rtol=1e-4)
+
+
+# Images
+
+
+@given(
+    n=st.integers(1, 4), h=st.integers(1, 6), w=st.integers(1, 6), c=st.integers(1, 3), padding=st.integers(0, 3),
+    seed=seeds(),
+)  # fmt: skip
+def test_crop_and_flip(room, n, h, w, c, padding, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, h, w, c), dtype=np.uint8)
+    top, left = rng.integers(0, 2 * padding + 1, (2, n))
+    flip = rng.integers(0, 2, n).astype(bool)
+    arguments = [room.array(a) for a in (images, top, left, flip)]
+    got = room.kernels.crop_and_flip(*arguments, padding)
+    assert got.dtype == np.uint8
+    assert arguments[0].tolist() == images.tolist()
+    for k in range(n):
+        padded = np.pad(images[k], ((padding, padding), (padding, padding), (0, 0)))
+        expected = padded[top[k] : top[k] + h, left[k] : left[k] + w]
+        assert got[k].tolist() == (expected[:, ::-1] if flip[k] else expected).tolist()
+
+
+def test_normalize(room):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 2), dtype=np.uint8)
+    mean, std = np.float32([0.5, 0.25]), np.float32([0.2, 0.3])
+    got = room.kernels.normalize(*map(room.xp.asarray, (images, mean, std)))
+    assert got.dtype == np.float32
+    expected = (images / 255 - mean.astype(np.float64)) / std
+    room.xp.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["relu", "column_sum"])
+def test_an_unaligned_length_is_computed_to_its_end(room, name):
+    """Sizes that no block or vector width divides."""
+    x = kink_free_array((1009, 3))
+    expected = np.maximum(x, 0) if name == "relu" else x.sum(axis=0)
+    room.expect(room.call(name, x), expected)

@@ -1,0 +1,164 @@
+"""The layers: gradients with respect to input and parameters, settings, state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minires.functional as F
+from minires import Tensor, nn
+from minires.testing import check_layer, conv_geometries, image_shapes, kink_free_array, pool_geometries, shapes
+
+TWO_OR_MORE = image_shapes(channels=3).filter(lambda shape: shape[0] * shape[1] * shape[2] >= 2)
+
+
+@given(geometry=conv_geometries(), bias=st.booleans())
+def test_conv2d(geometry, bias):
+    check_layer(
+        lambda: nn.Conv2d(
+            geometry.x_shape[3], geometry.weight_shape[3], geometry.weight_shape[:2], bias=bias, **geometry.options
+        ),
+        geometry.x_shape,
+    )
+
+
+def test_batch_norm():
+    check_layer(lambda: nn.BatchNorm2d(3), TWO_OR_MORE)
+
+
+def test_batch_norm_with_residual():
+    check_layer(lambda: nn.BatchNorm2d(3), TWO_OR_MORE, call=lambda bn, x: bn(x, residual=x * 2))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(bias):
+    check_layer(lambda: nn.Linear(3, 4, bias), shapes(max_dims=3).map(lambda shape: (*shape[:-1], 3)))
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU, nn.Flatten, nn.Identity, lambda: nn.Dropout(0.3)])
+def test_layers_without_parameters(layer):
+    check_layer(layer, shapes())
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2d, nn.AvgPool2d])
+@given(geometry=pool_geometries())
+def test_pooling(layer, geometry):
+    check_layer(lambda: layer(**geometry.options), geometry.x_shape)
+
+
+def test_global_avg_pool2d():
+    check_layer(nn.GlobalAvgPool2d, image_shapes())
+
+
+def test_a_small_network_of_all_layers():
+    check_layer(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1, generator=np.random.default_rng(0)),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.MaxPool2d(2, stride=1),
+            nn.AvgPool2d(2),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        ),
+        (2, 6, 5, 2),
+    )
+
+
+class Residual(nn.Module):
+    """A basic block, as models/ has it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.bn1(self.conv1(x), relu=True)), residual=x, relu=True)
+
+
+def test_a_residual_block():
+    check_layer(lambda: Residual(2), (2, 4, 3, 2))
+
+
+# Settings and state
+
+
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        (nn.Conv2d(3, 4, (3, 2), 2, 1, 2), lambda x, m: F.conv2d(x, m.weight, m.bias, 2, 1, 2)),
+        (nn.Conv2d(3, 6, 3, groups=3, bias=False), lambda x, m: F.conv2d(x, m.weight, groups=3)),
+        (nn.MaxPool2d(3, 2, 1), lambda x, m: F.max_pool2d(x, 3, 2, 1)),
+        (nn.AvgPool2d(3, 2, 1), lambda x, m: F.avg_pool2d(x, 3, 2, 1)),
+        (nn.MaxPool2d(2), lambda x, m: F.max_pool2d(x, 2)),
+        (nn.Linear(3, 5), lambda x, m: F.linear(x, m.weight, m.bias)),
+    ],
+)
+def test_a_layer_is_its_function_with_its_settings(layer, function):
+    x = Tensor(kink_free_array((2, 8, 9, 3)).astype(np.float32))
+    np.testing.assert_array_equal(layer(x).data, function(x, layer).data)
+
+
+def test_batch_norm_moves_its_statistics_in_training_only():
+    bn = nn.BatchNorm2d(2, momentum=0.5)
+    x = Tensor(kink_free_array((3, 4, 5, 2)).astype(np.float32))
+    values = x.data.reshape(-1, 2).astype(np.float64)
+    bn(x)
+    np.testing.assert_allclose(bn.running_mean, 0.5 * values.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(bn.running_var, 0.5 + 0.5 * values.var(0, ddof=1), rtol=1e-5)
+    assert bn.num_batches_tracked == 1
+    before = bn.running_mean.copy()
+    y = bn.eval()(x)
+    np.testing.assert_array_equal(bn.running_mean, before)
+    assert bn.num_batches_tracked == 1
+    expected = (values - bn.running_mean) / np.sqrt(bn.running_var + 1e-5)
+    np.testing.assert_allclose(y.data.reshape(-1, 2), expected, rtol=1e-4, atol=1e-5)
+    assert y.dtype == bn.running_mean.dtype == np.float32
+
+
+def test_dropout_follows_the_mode_and_its_generator():
+    x = Tensor(np.ones(1000, np.float32))
+    layer = nn.Dropout(0.5, np.random.default_rng(3))
+    assert layer.eval()(x) is x
+    dropped = layer.train()(x).data
+    assert 400 < (dropped == 0).sum() < 600
+    np.testing.assert_array_equal(dropped, nn.Dropout(0.5, np.random.default_rng(3))(x).data)
+
+
+def test_sequential_is_like_a_list():
+    layers = [nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)]
+    sequential = nn.Sequential(*layers)
+    assert len(sequential) == 3
+    assert list(sequential) == layers
+    assert sequential[0] is layers[0]
+    assert sequential[-1] is layers[2]
+    with pytest.raises(IndexError):
+        sequential[3]
+    assert [name for name, _ in sequential.named_parameters()] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    x = Tensor(kink_free_array((2, 3)).astype(np.float32))
+    np.testing.assert_array_equal(sequential(x).data, layers[2](F.relu(layers[0](x))).data)
+    assert nn.Sequential()(x) is x
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv2d(0, 4, 3), "in_channels is 0, expected an integer >= 1"),
+        (lambda: nn.Conv2d(3, 4.0, 3), "out_channels is 4.0, expected an integer"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3 and out_channels=4"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=4), "groups=4 must divide"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size is 0"),
+        (lambda: nn.Linear(3, -1), "out_features is -1"),
+        (lambda: nn.BatchNorm2d(0), "num_features is 0"),
+        (lambda: nn.Dropout(1.5), "p is 1.5, expected a probability"),
+        (lambda: nn.Linear(3, 4)(Tensor([1.0])), r"linear: input has shape \(1,\)"),
+        (lambda: nn.BatchNorm2d(4)(Tensor(np.ones((2, 2, 2, 3)))), r"weight has shape \(4,\), the input"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,258 @@
+"""Module: what it finds, how its state is named, laid out, saved and loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import minires.functional as F
+from minires import Tensor, cuda, nn, optim
+from minires.testing import kink_free_array
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, (3, 2), padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.note = "no state"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x), relu=True)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(Block(), nn.Identity())
+        self.scale = nn.Parameter(np.ones(4, np.float32))
+        self.fc = nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.global_avg_pool2d(self.body(x)) * self.scale)
+
+
+STATE = {  # PyTorch's order: a module's own parameters first, then its children's
+    "scale": (4,),
+    "body.0.conv.weight": (4, 3, 3, 2),  # OIHW
+    "body.0.conv.bias": (4,),
+    "body.0.bn.weight": (4,),
+    "body.0.bn.bias": (4,),
+    "body.0.bn.running_mean": (4,),
+    "body.0.bn.running_var": (4,),
+    "body.0.bn.num_batches_tracked": (),
+    "fc.weight": (2, 4),  # (out, in)
+}
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture
+def net() -> Net:
+    net = Net()
+    for i, parameter in enumerate(net.parameters()):
+        parameter.data[...] = kink_free_array(parameter.shape, i)
+    return net
+
+
+def test_names():
+    net = Net()
+    assert [name for name, _ in net.named_parameters()] == [n for n in STATE if not n.endswith(BUFFERS)]
+    assert list(net.parameters()) == [parameter for _, parameter in net.named_parameters()]
+    names = ["", "body", "body.0", "body.0.conv", "body.0.bn", "body.1", "fc"]
+    assert [name for name, _ in net.named_modules()] == names
+    assert list(net.modules()) == [module for _, module in net.named_modules()]
+    assert [name for name, _ in net.named_children()] == ["body", "fc"]
+
+
+def test_a_replaced_layer_takes_the_place_of_the_old_one():
+    net = Net()
+    net.fc = nn.Linear(net.fc.in_features, 10)
+    assert {name: parameter.shape for name, parameter in net.named_parameters()}["fc.weight"] == (4, 10)
+    assert net.state_dict()["fc.bias"].shape == (10,)
+    net.fc = nn.Identity()
+    assert not any(name.startswith("fc") for name in net.state_dict())
+    net.scale = None
+    assert "scale" not in net.state_dict()
+
+
+def test_a_parameter_used_in_two_places_is_listed_once():
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    assert [name for name, _ in tied.named_parameters()] == ["0.weight", "0.bias", "1.bias"]
+    assert set(tied.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    optim.SGD(tied.parameters(), lr=0.1)  # which refuses parameters listed twice
+
+
+# The state
+
+
+def test_state_dict_has_pytorchs_names_and_layouts(net):
+    state = net.state_dict()
+    assert {name: array.shape for name, array in state.items()} == STATE
+    assert list(state) == list(STATE)
+    conv, fc = net.body[0].conv.weight.data, net.fc.weight.data
+    for (o, i, h, w), value in np.ndenumerate(state["body.0.conv.weight"]):
+        assert value == conv[h, w, i, o]
+    np.testing.assert_array_equal(state["fc.weight"], fc.T)
+    assert state["body.0.bn.num_batches_tracked"].dtype == np.int64
+    assert all(array.flags.c_contiguous for array in state.values())
+
+
+def test_state_dict_holds_copies(net):
+    before = net.state_dict()
+    changed = net.state_dict()
+    for array in changed.values():
+        array[...] = 7
+    after = net.state_dict()
+    assert all((before[name] == after[name]).all() for name in STATE)
+
+
+def test_a_state_dict_loads_into_another_net_which_then_computes_the_same(net):
+    x = Tensor(kink_free_array((2, 5, 4, 3)).astype(np.float32))
+    net(x)  # moves the running statistics
+    other = Net()
+    other.load_state_dict(net.state_dict())
+    net.eval(), other.eval()
+    np.testing.assert_array_equal(net(x).data, other(x).data)
+    assert other.body[0].bn.num_batches_tracked == 1
+    assert isinstance(other.body[0].bn.num_batches_tracked, int)
+    assert all((other.state_dict()[name] == array).all() for name, array in net.state_dict().items())
+
+
+def test_loading_is_in_place(net):
+    """The optimiser's flat buffer stays where the parameters are."""
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    arrays = [parameter.data for parameter in net.parameters()]
+    mean = net.body[0].bn.running_mean
+    net.load_state_dict({name: np.full(shape, 3) for name, shape in STATE.items()})
+    assert all(parameter.data is array for parameter, array in zip(net.parameters(), arrays))
+    assert net.body[0].bn.running_mean is mean
+    assert (optimizer.flat == 3).all()
+    assert mean.tolist() == [3] * 4
+    assert optimizer.flat.dtype == mean.dtype == np.float32
+
+
+def test_strict_loading_lists_everything_that_is_wrong_and_changes_nothing(net):
+    before = net.state_dict()
+    state = {**before, "head.weight": np.ones(3), "fc.weight": np.ones((3, 4)), "scale": np.ones(1)}
+    del state["body.0.conv.bias"], state["body.0.bn.running_var"]
+    with pytest.raises(ValueError, match="the state does not fit Net") as caught:
+        net.load_state_dict(state)
+    message = str(caught.value)
+    assert "missing: body.0.conv.bias, body.0.bn.running_var" in message
+    assert "unexpected: head.weight" in message
+    assert "misshapen: scale has shape (1,), expected (4,), fc.weight has shape (3, 4), expected (2, 4)" in message
+    assert all((net.state_dict()[name] == array).all() for name, array in before.items())
+
+
+def test_loading_that_is_not_strict_takes_what_there_is(net):
+    before = net.state_dict()
+    net.load_state_dict({"fc.weight": np.ones((2, 4)), "head.weight": np.ones(3)}, strict=False)
+    assert (net.fc.weight.data == 1).all()
+    assert all((net.state_dict()[name] == array).all() for name, array in before.items() if name != "fc.weight")
+    with pytest.raises(ValueError, match=r"misshapen: fc.weight has shape \(3, 4\)"):
+        net.load_state_dict({"fc.weight": np.ones((3, 4)), "scale": np.zeros(4)}, strict=False)
+    assert net.scale.data.any()
+
+
+# Modes, freezing, devices
+
+
+def test_train_and_eval_reach_every_module():
+    net = Net()
+    assert all(module.training for module in net.modules())
+    assert net.eval() is net
+    assert not any(module.training for module in net.modules())
+    net.body.train()
+    assert [name for name, module in net.named_modules() if not module.training] == ["", "fc"]
+
+
+def test_requires_grad_freezes_and_zero_grad_forgets():
+    net = Net()
+    net.body.requires_grad_(False)
+    x = Tensor(kink_free_array((2, 5, 4, 3)).astype(np.float32))
+    net(x).backward(np.ones((2, 2)))
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == ["scale", "fc.weight"]
+    net.zero_grad()
+    assert all(parameter.grad is None for parameter in net.parameters())
+    net.requires_grad_()
+    net(x).backward(np.ones((2, 2)))
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_to_an_unusable_device_is_an_error_and_changes_nothing():
+    net = Net()
+    weight = net.fc.weight.data
+    with pytest.raises(ValueError, match="'tpu' is unknown"):
+        net.to("tpu")
+    if not cuda.is_available():
+        with pytest.raises(RuntimeError, match="device 'cuda' is not usable"):
+            net.to("cuda")
+    assert net.to("cpu") is net
+    assert net.fc.weight.data is weight
+
+
+@pytest.mark.gpu
+def test_moving_to_the_gpu_and_back(net):
+    before = net.state_dict()
+    x = kink_free_array((2, 5, 4, 3)).astype(np.float32)
+    expected = net.eval()(Tensor(x)).data
+    net.to("cuda")
+    assert {parameter.device for parameter in net.parameters()} == {"cuda"}
+    np.testing.assert_allclose(net(Tensor(x).to("cuda")).numpy(), expected, rtol=1e-4, atol=1e-5)
+    net.to("cpu")
+    assert all((net.state_dict()[name] == array).all() for name, array in before.items())
+
+
+# Observing and printing
+
+
+def test_observe_sees_every_call_innermost_first():
+    net, calls = Net(), []
+    x = Tensor(np.zeros((1, 4, 4, 3), np.float32))
+    with nn.observe(
+        lambda module, inputs, output: calls.append((type(module).__name__, inputs[0].shape, output.shape))
+    ):
+        net(x)
+    net(x)
+    assert calls == [
+        ("Conv2d", (1, 4, 4, 3), (1, 4, 5, 4)),
+        ("BatchNorm2d", (1, 4, 5, 4), (1, 4, 5, 4)),
+        ("Block", (1, 4, 4, 3), (1, 4, 5, 4)),
+        ("Identity", (1, 4, 5, 4), (1, 4, 5, 4)),
+        ("Sequential", (1, 4, 4, 3), (1, 4, 5, 4)),
+        ("Linear", (1, 4), (1, 2)),
+        ("Net", (1, 4, 4, 3), (1, 2)),
+    ]
+
+
+def test_observers_nest_and_go_when_an_error_passes():
+    layer, seen = nn.Identity(), []
+    with nn.observe(lambda *_: seen.append("outer")):
+        with nn.observe(lambda *_: seen.append("inner")):
+            layer(1)
+        with pytest.raises(KeyError), nn.observe(lambda *_: seen.append("never")):
+            raise KeyError
+        layer(1)
+    layer(1)
+    assert seen == ["outer", "inner", "outer"]
+
+
+def test_repr_shows_the_tree():
+    assert repr(Net()) == (
+        "Net(\n"
+        "  (body): Sequential(\n"
+        "    (0): Block(\n"
+        "      (conv): Conv2d(3, 4, kernel_size=(3, 2), stride=1, padding=1, dilation=1, groups=1, bias=True)\n"
+        "      (bn): BatchNorm2d(4, eps=1e-05, momentum=0.1)\n"
+        "    )\n"
+        "    (1): Identity()\n"
+        "  )\n"
+        "  (fc): Linear(4, 2, bias=False)\n"
+        ")"
+    )
+
+
+def test_a_module_without_forward_says_so():
+    with pytest.raises(NotImplementedError, match="Module does not define forward"):
+        nn.Module()(1)

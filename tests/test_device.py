@@ -1,0 +1,133 @@
+"""Which array library an array lives in, and what happens where there is no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minires as mr
+from minires import device
+
+
+@pytest.fixture
+def fresh_probe(monkeypatch):
+    """cuda.why_not() probes once; here it may probe again, and forgets the result afterwards."""
+    monkeypatch.setattr(device.cuda, "_probed", False)
+    monkeypatch.setattr(device.cuda, "_reason", None)
+    return monkeypatch
+
+
+def test_module_of(xp):
+    array = xp.zeros(2)
+    assert device.module_of(array) is xp
+    assert device.module_of(array[0]) is xp
+    assert device.device_of(array) == ("cpu" if xp is np else "cuda")
+
+
+@pytest.mark.parametrize("value", [1.0, [1.0], (1, 2), np.float32(1)])
+def test_numbers_and_lists_are_numpys(value):
+    assert device.module_of(value) is np
+
+
+def test_to_device_where_it_is_already():
+    array = np.zeros(2)
+    assert device.to_device(array, "cpu") is array
+
+
+@pytest.mark.gpu
+def test_to_device_and_back():
+    array = np.arange(3.0)
+    moved = device.to_device(array, "cuda")
+    assert device.device_of(moved) == "cuda"
+    assert device.to_device(moved, "cuda") is moved
+    assert device.to_device(moved, "cpu").tolist() == [0, 1, 2]
+
+
+def test_an_unknown_device_is_an_error():
+    with pytest.raises(ValueError, match="'tpu' is unknown, expected 'cpu' or 'cuda'"):
+        device.to_device(np.zeros(2), "tpu")
+
+
+def test_the_reason_is_one_line_and_goes_with_is_available():
+    reason = mr.cuda.why_not()
+    assert mr.cuda.is_available() == (reason is None)
+    if reason is not None:
+        assert reason
+        assert "\n" not in reason
+        with pytest.raises(RuntimeError) as caught:
+            device.to_device(np.zeros(2), "cuda")
+        assert str(caught.value) == f"device 'cuda' is not usable: {reason}"
+
+
+def test_without_cupy_the_reason_says_how_to_install_it(fresh_probe):
+    fresh_probe.setitem(sys.modules, "cupy", None)  # import cupy raises ImportError
+    assert not mr.cuda.is_available()
+    assert "CuPy does not import" in mr.cuda.why_not()
+    assert "pip install 'minires[cuda]'" in mr.cuda.why_not()
+
+
+class BrokenCupy:
+    """As much of cupy as the probe looks at."""
+
+    float32 = np.float32
+
+    def __init__(self, devices: int, result: float):
+        self.cuda = self.runtime = self
+        self.getDeviceCount = lambda: devices
+        self.result = result
+
+    def RawKernel(self, source, name):
+        return lambda grid, block, arguments: arguments[0].fill(self.result)
+
+    def zeros(self, size, dtype):
+        return np.zeros(size, dtype)
+
+
+@pytest.mark.parametrize(
+    ("devices", "result", "reason"),
+    [(0, 7, "there is no NVIDIA GPU"), (1, 3, "gave a wrong result"), (1, 7, None)],
+)
+def test_the_probe_runs_a_kernel(fresh_probe, devices, result, reason):
+    fresh_probe.setitem(sys.modules, "cupy", BrokenCupy(devices, result))
+    assert mr.cuda.is_available() == (reason is None)
+    assert reason is None or reason in mr.cuda.why_not()
+
+
+def test_the_probe_reports_errors_of_any_class_in_one_line(fresh_probe):
+    class DriverError(Exception):
+        pass
+
+    broken = BrokenCupy(1, 7)
+
+    def fail():
+        raise DriverError("version\nis insufficient")
+
+    broken.getDeviceCount = fail
+    fresh_probe.setitem(sys.modules, "cupy", broken)
+    assert mr.cuda.why_not() == "CuPy is installed, but the GPU does not work (DriverError: version is insufficient)"
+
+
+def test_manual_seed_repeats_the_draws():
+    mr.manual_seed(3)
+    first = mr.default_generator().random(4)
+    mr.manual_seed(3)
+    assert (mr.default_generator().random(4) == first).all()
+    mr.manual_seed(4)
+    assert (mr.default_generator().random(4) != first).any()
+
+
+def test_importing_minires_imports_no_array_library_but_numpy():
+    code = "import sys, minires; print(*{'cupy', 'matplotlib', 'hypothesis', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_info_says_what_is_in_use():
+    info = mr.info()
+    assert info["versions"]["numpy"] == np.__version__
+    assert info["cuda"] == (mr.cuda.why_not() or "available")
+    assert set(info["kernels"]) == {"cpu", "cuda"}
+    assert info["threads"] >= 1
