@@ -1,0 +1,155 @@
+"""Every network against the table its file opens with: parameters, stage sizes, layers; plain twins and features."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import minires as mr
+from minires import models, nn
+from minires.models import resnet, resnet_cifar
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.size for p in model.parameters())
+
+
+def table(module) -> list[tuple[str, int]]:
+    """(network, the numbers at the end of its line) from a module docstring."""
+    lines = [line.split() for line in module.__doc__.splitlines() if re.match(r"\s+resnet\d+ ", line)]
+    return [(words[0], [int(w.replace(",", "")) for w in words if re.fullmatch(r"[\d,]{5,}", w)]) for words in lines]
+
+
+def test_the_tables_are_there():
+    assert [name for name, _ in table(resnet)] == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    assert [name for name, _ in table(resnet_cifar)] == [f"resnet{depth}" for depth in resnet_cifar.DEPTHS]
+
+
+@pytest.mark.parametrize(("name", "counts"), table(resnet))
+def test_parameters_of_the_large_networks(name, counts):
+    constructor = getattr(models, name)
+    assert [parameters(constructor()), parameters(constructor(10, stem="cifar"))] == counts
+
+
+@pytest.mark.parametrize(("name", "counts"), table(resnet_cifar))
+def test_parameters_of_the_small_networks(name, counts):
+    assert [parameters(getattr(models, name)())] == counts
+
+
+@pytest.mark.parametrize("depth", models.DEPTHS)
+def test_the_depth_counts_the_layers_with_weights(depth):
+    """Convolutions and the linear layer, without the shortcuts' projections, number `depth`."""
+    named = models.build(depth).named_modules()
+    layers = [name for name, m in named if isinstance(m, (nn.Conv2d, nn.Linear)) and "downsample" not in name]
+    assert len(layers) == depth
+
+
+def stage_sizes(model: nn.Module, size: int) -> list[tuple[int, ...]]:
+    with mr.no_grad():
+        features = model.eval().features(mr.Tensor(np.zeros((1, size, size, 3), np.float32)))
+    return [feature.shape[1:] for feature in features.values()]
+
+
+def test_resnet101_at_224():
+    """The sizes of the paper's table 1, and 44.5 million parameters."""
+    summary = mr.summary(models.resnet101(), (224, 224, 3))
+    sizes = {row.name: row.output for row in summary.rows}
+    assert sizes["conv1"] == (112, 112, 64)
+    assert sizes["maxpool"] == (56, 56, 64)
+    assert sizes["layer1.2.bn3"] == (56, 56, 256)
+    assert sizes["layer2.3.bn3"] == (28, 28, 512)
+    assert sizes["layer3.22.bn3"] == (14, 14, 1024)
+    assert sizes["layer4.2.bn3"] == (7, 7, 2048)
+    assert sizes["fc"] == (1000,)
+    assert summary.parameters == 44_549_160
+    assert summary.macs == pytest.approx(7.80e9, rel=0.01)  # published: 7.8 GMACs for the stride on the 3x3
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "size", "expected"),
+    [
+        (18, "imagenet", 64, [(16, 16, 64), (8, 8, 128), (4, 4, 256), (2, 2, 512)]),
+        (50, "cifar", 32, [(32, 32, 256), (16, 16, 512), (8, 8, 1024), (4, 4, 2048)]),
+        (20, None, 32, [(32, 32, 16), (16, 16, 32), (8, 8, 64)]),
+        (18, "cifar", 33, [(33, 33, 64), (17, 17, 128), (9, 9, 256), (5, 5, 512)]),  # a size no stride divides
+    ],
+)
+def test_features(depth, stem, size, expected):
+    assert stage_sizes(models.build(depth, stem=stem), size) == expected
+
+
+@pytest.mark.parametrize("name", ["plain20", "plain18", "plain50"])
+def test_a_plain_network_is_its_resnet_without_shortcuts(name):
+    """The same convolutions in the same order, no projections, and x is not added."""
+    plain = getattr(models, name)(num_classes=10)
+    residual = getattr(models, name.replace("plain", "resnet"))(num_classes=10)
+    wanted = [key for key in residual.state_dict() if "downsample" not in key]
+    assert list(plain.state_dict()) == wanted
+    block = plain.layer1[1]
+    nn.init.constant_(block.last_bn.weight if hasattr(block, "last_bn") else block.bn2.weight, 0.0)
+    channels = block.conv1.in_channels
+    x = mr.Tensor(np.ones((2, 4, 4, channels), np.float32))
+    assert np.all(block(x).numpy() == 0)  # F(x) = 0 and nothing is added
+
+
+@pytest.mark.parametrize("depth", [20, 18, 50])
+def test_zero_init_makes_a_block_the_identity(depth):
+    """With zero gamma, relu(F(x) + x) is relu(x): gradients.md's invariant, on the networks' own blocks."""
+    block = models.build(depth, zero_init_last=True).layer1[1]
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, block.conv1.in_channels)).astype(np.float32)
+    np.testing.assert_array_equal(block(mr.Tensor(x)).numpy(), np.maximum(x, 0))
+
+
+def test_option_a_subsamples_and_pads_with_zeros():
+    block = resnet_cifar.CifarBlock(16, 32, 2, shortcut=True)
+    x = np.random.default_rng(0).standard_normal((1, 4, 4, 16)).astype(np.float32)
+    y = block.option_a(mr.Tensor(x)).numpy()
+    np.testing.assert_array_equal(y[..., 8:24], x[:, ::2, ::2])
+    assert not y[..., :8].any()
+    assert not y[..., 24:].any()
+
+
+def test_generator_and_seed_decide_the_weights():
+    first = models.resnet20(generator=np.random.default_rng(3)).state_dict()
+    mr.manual_seed(5)
+    again = models.resnet20(generator=np.random.default_rng(3)).state_dict()
+    mr.manual_seed(5)
+    seeded = models.resnet20().state_dict()
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["conv1.weight"], seeded["conv1.weight"])
+
+
+def test_weights_of_a_file(tmp_path):
+    trained = models.resnet18(10, "cifar")
+    mr.save_weights(trained, tmp_path / "x.safetensors")
+    loaded = models.resnet18(10, "cifar", weights=tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(loaded.fc.weight.data, trained.fc.weight.data)
+
+
+def test_fc_can_be_replaced():
+    model = models.resnet18(1000, "cifar")
+    model.fc = nn.Linear(model.fc.in_features, 7)
+    assert model(mr.Tensor(np.zeros((2, 8, 8, 3), np.float32))).shape == (2, 7)
+    assert model.state_dict()["fc.weight"].shape == (7, 512)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.build(19), "depth: 19 is unknown, expected one of 20, 32, 44, 56, 110, 1202, 18"),
+        (lambda: models.build(20, stem="imagenet"), "stem: ResNet-20 has a stem of its own"),
+        (lambda: models.build(18, stem="big"), "stem is 'big', expected one of 'imagenet', 'cifar'"),
+        (lambda: models.CifarResNet(21), r"depth is 21, expected 6n \+ 2"),
+        (lambda: models.build(18, num_classes=0), "out_features is 0"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_channels_first_input_is_named():
+    with pytest.raises(ValueError, match=r"it looks like \(N,C,H,W\)"):
+        models.resnet20()(mr.Tensor(np.zeros((2, 3, 32, 32), np.float32)))

@@ -1,0 +1,146 @@
+"""Optimisers: groups, flat buffers, states, errors. The update rules are held to PyTorch in test_against_torch.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minires import nn, optim
+from minires.optim import clip_grad_norm
+
+ALL = [(optim.SGD, {"lr": 0.1, "momentum": 0.9}), (optim.Adam, {}), (optim.AdamW, {})]
+
+
+def make(*shapes: tuple[int, ...], seed: int = 0) -> list[nn.Parameter]:
+    rng = np.random.default_rng(seed)
+    return [nn.Parameter(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+
+
+def give_gradients(params, seed: int = 1) -> None:
+    rng = np.random.default_rng(seed)
+    for p in params:
+        p.zero_grad()
+        p.accumulate_grad(rng.standard_normal(p.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_parameters_and_gradients_are_views_of_flat_buffers(kind, options):
+    params = make((3, 2), (4,))
+    before = [p.data.copy() for p in params]
+    optimizer = kind(params, **options)
+    for p, old in zip(params, before):
+        np.testing.assert_array_equal(p.data, old)
+        assert np.shares_memory(p.data, optimizer.flat)
+    give_gradients(params)
+    assert all(np.shares_memory(p.grad, optimizer.flat_grad) for p in params)
+    optimizer.step()
+    assert all(np.abs(p.data - old).min() > 0 for p, old in zip(params, before))
+
+
+def test_first_adam_step_has_the_size_of_lr():
+    (p,) = make((50,))
+    old = p.data.copy()
+    optimizer = optim.Adam([p], lr=1e-3)
+    give_gradients([p])
+    optimizer.step()
+    np.testing.assert_allclose(np.abs(p.data - old), 1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_a_parameter_without_gradient_is_left_alone(kind, options):
+    """Also in the middle of the flat buffer, and with weight decay."""
+    params = make((3,), (4,), (5,))
+    optimizer = kind(params, weight_decay=0.1, **options)
+    before = [p.data.copy() for p in params]
+    give_gradients([params[0], params[2]])
+    optimizer.step()
+    assert not np.array_equal(params[0].data, before[0])
+    np.testing.assert_array_equal(params[1].data, before[1])
+    assert not np.array_equal(params[2].data, before[2])
+
+
+def test_groups_have_settings_of_their_own():
+    decayed, free = make((4,), (4,))
+    optimizer = optim.SGD([{"params": [decayed]}, {"params": [free], "weight_decay": 0.0}], lr=0.5, weight_decay=0.2)
+    before = decayed.data.copy(), free.data.copy()
+    for p in (decayed, free):
+        p.accumulate_grad(np.zeros(4, np.float32))
+    optimizer.step()
+    np.testing.assert_allclose(decayed.data, before[0] * (1 - 0.5 * 0.2), rtol=1e-6)
+    np.testing.assert_array_equal(free.data, before[1])
+    optimizer.lr = 0.25
+    assert [group["lr"] for group in optimizer.groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_state_dict_continues_exactly(kind, options):
+    def run(steps: int, optimizer, params, start: int) -> None:
+        for i in range(start, start + steps):
+            give_gradients(params, seed=i)
+            optimizer.step()
+
+    params = make((3, 2), (4,))
+    optimizer = kind(params, **options)
+    run(3, optimizer, params, 0)
+    copies = [nn.Parameter(p.data.copy()) for p in params]
+    resumed = kind(copies, **options)
+    resumed.load_state_dict(optimizer.state_dict())
+    run(3, optimizer, params, 3)
+    run(3, resumed, copies, 3)
+    for p, q in zip(params, copies):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_load_state_dict_refuses_another_state_unchanged():
+    params = make((3,))
+    adam = optim.Adam(params)
+    with pytest.raises(ValueError, match="the state holds"):
+        adam.load_state_dict(optim.SGD(make((3,)), lr=0.1).state_dict())
+    with pytest.raises(ValueError, match=r"mean has shape \(4,\), expected \(3,\)"):
+        adam.load_state_dict(optim.Adam(make((4,))).state_dict())
+    assert adam.steps == 0
+
+
+def test_a_replaced_array_is_noticed():
+    model = nn.Linear(2, 2)
+    optimizer = optim.Adam(model.parameters())
+    model.weight.data = model.weight.data.copy()
+    with pytest.raises(RuntimeError, match="got a new array after the optimiser was made"):
+        optimizer.step()
+
+
+def test_load_state_dict_of_a_model_keeps_the_views():
+    model = nn.Linear(2, 3)
+    optimizer = optim.Adam(model.parameters())
+    model.load_state_dict(nn.Linear(2, 3).state_dict())
+    assert np.shares_memory(model.weight.data, optimizer.flat)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optim.Adam([]), "no parameters"),
+        (lambda: optim.Adam(make((2,)) * 2), "listed twice"),
+        (lambda: optim.Adam(make((2,)), lr=-1), "lr is -1, expected a number >= 0"),
+        (lambda: optim.Adam(make((2,)), lr=float("nan")), "lr is nan"),
+        (lambda: optim.Adam(make((2,)), betas=(1.0, 0.9)), "betas are"),
+        (lambda: optim.SGD(make((2,)), lr=0.1, nesterov=True), "needs a momentum"),
+        (lambda: optim.SGD([{"params": make((2,)), "rate": 1}], lr=0.1), r"unknown settings \['rate'\]"),
+        (lambda: optim.Adam([*make((2,)), nn.Parameter(np.zeros(2))]), "differ in device or dtype"),
+        (lambda: clip_grad_norm(make((2,)), 0), "max_norm is 0"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_clip_grad_norm():
+    params = make((3,), (4,))
+    for p in params:
+        p.accumulate_grad(np.full(p.shape, 2.0, np.float32))
+    norm = clip_grad_norm(params, 1.0)
+    assert norm == pytest.approx(28**0.5)
+    assert sum((p.grad**2).sum() for p in params) == pytest.approx(1.0)
+    assert clip_grad_norm(params, 5.0) == pytest.approx(1.0)  # below the bound nothing is scaled
+    assert sum((p.grad**2).sum() for p in params) == pytest.approx(1.0)
