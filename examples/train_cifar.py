@@ -1,0 +1,281 @@
+"""Train a ResNet on CIFAR-10, on CIFAR-100, or on the drawn Shapes-10. From first line to last, this is the whole job.
+
+    python examples/train_cifar.py                          # ResNet-20, 30 epochs, on a GPU if there is one
+    python examples/train_cifar.py --depth 101 --epochs 1 --train-size 2000 --max-minutes 15
+    python examples/train_cifar.py --data shapes --epochs 5
+    python examples/train_cifar.py --depth 101 --dry-run    # only say how much memory and work it would be
+
+Everything goes to a folder, runs/resnet20, runs/resnet20-2, ... unless --out names one: config.json, log.jsonl (a line
+per epoch), state.safetensors (to resume from), last.safetensors (the weights), results.json, and pictures. A folder
+that holds a run is never overwritten: --resume continues it, with its settings, exactly where it stopped.
+
+Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bounds the training; the evaluation after it
+gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
+is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
+
+Exit status: 0 done; 1 training failed (a loss that is not finite, a full disk); 2 unusable arguments, data or device;
+130 interrupted, with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from functools import partial
+
+import minires as mr
+from minires import data, models, optim, train
+from minires.models import resnet_cifar
+from minires.optim import schedules
+from minires.summary import format_bytes
+from minires.train import cli, format_seconds, say
+
+# Recipes for batches of 128. SGD's is one per family: the small networks of the paper's section 4.2 take a higher rate,
+# the large ones need a smaller one and label smoothing. SGD's rate is scaled with the batch (Goyal et al. 2017).
+SGD_SMALL = {"lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0}
+SGD_LARGE = {"lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1}
+ADAM = {"lr": 1e-3, "weight_decay": 0.0, "label_smoothing": 0.0}
+ADAMW = {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.0}
+
+# What a run keeps when it is resumed. The other arguments (--out, --max-minutes, ...) are for one session.
+SETTINGS = (
+    "depth", "stem", "data", "data_dir", "train_size", "test_size", "image_size", "device", "kernels", "precision",
+    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "seed",
+)  # fmt: skip
+STEPS_TEST_SIZE = 1000
+
+
+def main() -> int:
+    parser = make_parser()
+    args = read_arguments(parser)
+    if args.dry_run:
+        return dry_run(args)
+    device = cli.choose_device(parser, args.device)
+    if args.precision == "tf32" and device != "cuda":
+        parser.error("argument --precision: tf32 is for the GPU, and the device is the CPU")
+    mr.kernels.use(args.kernels)
+    mr.manual_seed(args.seed)
+
+    # 1. Data: uint8 images, and batches of them: shuffled, augmented, normalised.
+    dataset = data.load(args.data, args.data_dir, log=say)
+    if args.train_size:
+        if args.train_size > len(dataset.train_images):
+            parser.error(f"argument --train-size: {dataset.name} has {len(dataset.train_images)} training images")
+        dataset = dataset.subset(args.train_size)
+    test_size = args.test_size or (STEPS_TEST_SIZE if args.steps else None)  # None: all
+    options = {"mean": dataset.mean, "std": dataset.std, "image_size": args.image_size, "device": device}
+    train_batches = data.Loader(
+        dataset.train_images, dataset.train_labels, args.batch_size, train=True, seed=args.seed, **options
+    )
+    test_batches = data.Loader(
+        dataset.test_images[:test_size], dataset.test_labels[:test_size], args.batch_size, train=False, **options
+    )
+
+    size = args.image_size or dataset.train_images.shape[1]
+    shrinks = 4 if args.depth in resnet_cifar.DEPTHS else {"cifar": 8, "imagenet": 32}[args.stem]
+    if min(args.batch_size, len(dataset.train_images)) == 1 and size <= shrinks:
+        parser.error("argument --batch-size: batch norm needs two images where the network shrinks them to one pixel")
+
+    # 2. Model. Every block starts as the identity (zero_init_last), without which the deep ones begin by blowing up:
+    # the gradient of ResNet-101 has norm 5 at the first step, and 560 otherwise; ResNet-110's 0.3, and 14.
+    model = models.build(args.depth, dataset.num_classes, args.stem, zero_init_last=True).to(device)
+    say(
+        f"ResNet-{args.depth} on {dataset.name}: {sum(p.size for p in model.parameters()):,} parameters, "
+        f"{len(dataset.train_images):,} training images, on {device} with {mr.kernels.in_use(device)} kernels"
+    )
+    if args.eval_only:
+        train.load_model_weights(model, args.eval_only)
+        evaluation = train.evaluate(model, test_batches)
+        say(
+            f"test accuracy {100 * evaluation.accuracy:.2f} % ({dataset.name}, ResNet-{args.depth}) <- {args.eval_only}"
+        )
+        return 0
+
+    # 3. Optimiser.
+    if args.optimizer == "sgd":
+        optimizer = optim.SGD(model.parameters(), args.lr, 0.9, args.weight_decay, nesterov=True)
+    elif args.optimizer == "adam":
+        optimizer = optim.Adam(model.parameters(), args.lr, weight_decay=args.weight_decay)
+    else:
+        optimizer = optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
+
+    # 4. Where to begin: at step 0, or where a checkpoint stopped. What must agree with the checkpoint is the identity.
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    identity = {name: settings[name] for name in ("depth", "stem", "image_size", "batch_size", "optimizer", "seed")}
+    identity |= {
+        "data set": dataset.name,
+        "number of training images": len(dataset.train_images),
+        "fingerprint of the training images": train.fingerprint(dataset),
+    }
+    training = train.Training(model, optimizer, identity, settings)
+    before = training.restore(args.resume) if args.resume else settings  # the settings until now
+    total_steps = args.epochs * len(train_batches)
+    if args.steps:
+        total_steps = min(total_steps, training.step + args.steps)
+    settings["schedule_steps"] = total_steps
+    schedule = schedules.build(args.schedule, args.lr, total_steps)
+
+    # 5. The folder. Before hours of training: can it be written to, and is there room for the checkpoints?
+    folder = train.RunFolder(args.out) if args.out else train.new_run(f"runs/resnet{args.depth}")
+    try:
+        weights_bytes = 4 * optimizer.flat.size
+        folder.prepare(state_bytes=weights_bytes * (1 + len(optimizer.slots)), weights_bytes=weights_bytes)
+    except OSError as error:
+        parser.error(f"argument --out: {error.filename}: {error.strerror}")
+    folder.write_json("config.json", {**settings, "dataset": dataset.name, "command": shlex.join(sys.argv)})
+    folder.write_log(training.history)
+    if args.resume:
+        changed = [f"{name} {settings[name]}, was {old}" for name, old in before.items() if settings.get(name) != old]
+        say(f"resuming after step {training.step}" + "".join(f"; changed: {change}" for change in changed))
+
+    # 6. The loop: minires/train/loop.py.
+    advice = partial(speed_advice, args) if device == "cpu" else None
+    with train.Stop(args.max_minutes, args.steps) as stop:
+        try:
+            evaluation = train.fit(
+                training, train_batches, test_batches, schedule, args.epochs,
+                label_smoothing=args.label_smoothing, stop=stop, folder=folder, advice=advice,
+            )  # fmt: skip
+        except train.Interrupted as interruption:
+            again = shlex.join(["python", sys.argv[0], "--resume", str(folder.path)])
+            print(f"{interruption}, a checkpoint was written; continue with: {again}", file=sys.stderr)
+            return 130
+
+    # 7. What came out.
+    result = train.results(training, evaluation, dataset, mr.info()["versions"])
+    folder.write_json("results.json", result)
+    train.draw_pictures(training, evaluation, dataset, folder.path)
+    say(train.final_line(result, dataset, folder.path))
+    return 0
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(description="Train a ResNet on CIFAR-10, CIFAR-100 or Shapes-10.", allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--depth", type=int, choices=models.DEPTHS, default=20, help="layers; 20 to 1202 in 6n+2 are the small networks"
+    )
+    add("--stem", choices=("cifar", "imagenet"), default="cifar", help="first layers, for depths 18 to 152")
+    add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto", help="auto: CIFAR-10 or Shapes-10")
+    add("--data-dir", default="data", help="where the data is, or will be downloaded to")
+    add("--train-size", type=cli.positive_int, help="use this many training images only")
+    add("--test-size", type=cli.positive_int, help="use this many test images only")
+    add("--image-size", type=cli.image_size, help="resize images to N x N")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--kernels", choices=mr.kernels.CHOICES, default=os.environ.get("MINIRES_KERNELS", "auto"))
+    add("--precision", choices=("fp32", "tf32"), default="fp32", help="tf32: faster matrix products, on the GPU")
+    add("--epochs", type=cli.positive_int, default=30)
+    add("--batch-size", type=cli.positive_int, default=128)
+    add("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="sgd: with Nesterov momentum 0.9")
+    add("--lr", type=cli.positive_float, help="peak learning rate (default: of the recipe)")
+    add("--schedule", choices=schedules.NAMES, default="one-cycle")
+    add("--weight-decay", type=cli.non_negative_float, help="(default: of the recipe)")
+    add("--label-smoothing", type=cli.share, help="(default: of the recipe)")
+    add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
+    add("--steps", type=cli.positive_int, help="stop after this many optimiser steps, for trying things out")
+    add("--seed", type=cli.non_negative_int, default=0)
+    add("--out", help="folder of the run (default: runs/resnetDEPTH, numbered)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--resume", nargs="?", const=True, metavar="PATH", help="continue a run (default: --out, or the last)"
+    )
+    mode.add_argument("--eval-only", metavar="PATH", help="evaluate the weights of a run, or in a file")
+    mode.add_argument("--dry-run", action="store_true", help="say how much memory and work a step is; no training")
+    return parser
+
+
+def read_arguments(parser: cli.Parser) -> Namespace:
+    """The arguments, completed with the settings of the run that is resumed or evaluated, and with the recipe."""
+    args = parser.parse_args()
+    if args.resume or args.eval_only:
+        if args.resume is True:
+            args.resume = args.out or train.latest_run(f"runs/resnet{args.depth}").path
+        resume = train.state_file(args.resume) if args.resume else None
+        weights = train.weights_file(args.eval_only) if args.eval_only else None
+        saved = train.saved_settings(resume or weights)
+        parser.set_defaults(**{name: value for name, value in saved.items() if name in SETTINGS})
+        args = parser.parse_args()  # again: what the command line says goes before what was saved
+        args.resume, args.eval_only = resume, weights
+        args.out = args.out or (resume and resume.parent)
+
+    if args.stem == "imagenet" and args.depth in resnet_cifar.DEPTHS:
+        parser.error(f"argument --stem: ResNet-{args.depth} has a stem of its own; 'imagenet' is for depths 18 to 152")
+    if (
+        args.out
+        and (state := train.RunFolder(args.out).state).exists()
+        and not (args.resume and state.samefile(args.resume))
+    ):
+        parser.error(
+            f"argument --out: {args.out} holds a run already; continue it with --resume, or name another folder"
+        )
+
+    recipe = {"adam": ADAM, "adamw": ADAMW}.get(args.optimizer)
+    if recipe is None:
+        recipe = dict(SGD_SMALL if args.depth in resnet_cifar.DEPTHS else SGD_LARGE)
+        recipe["lr"] *= min(args.batch_size / 128, 4)
+    for name, value in recipe.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.precision == "tf32":
+        os.environ["CUPY_TF32"] = "1"  # CuPy reads it when it is imported, which has not happened yet
+    return args
+
+
+def dry_run(args: Namespace) -> int:
+    """Print what a training step costs, from the shapes alone: no data, no training."""
+    size = args.image_size or 32
+    model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
+    summary = mr.summary(model, (size, size, 3))
+    slots = 1 if args.optimizer == "sgd" else 2
+    weights = 4 * summary.parameters * (2 + slots)
+    activations = summary.activation_bytes * args.batch_size
+    say(f"ResNet-{args.depth}, images of {size}x{size}, batches of {args.batch_size}, {args.optimizer}")
+    say(f"parameters   {summary.parameters:,}")
+    say(f"MACs         {summary.macs:,} multiply-adds for one image forward; a training step is about three times that")
+    say(f"memory       {format_bytes(summary.training_bytes(args.batch_size, slots))} for a training step:")
+    say(f"             {format_bytes(weights)} parameters, gradients and optimiser state")
+    say(f"             {format_bytes(activations)} activations ({format_bytes(summary.activation_bytes)} an image)")
+    return 0
+
+
+def speed_advice(args: Namespace, seconds: float) -> str:
+    """What to say on a machine without a GPU once it is known how many seconds an epoch takes."""
+    depth = "" if args.depth == 20 else "--depth 20, "
+    text = (
+        f"without a GPU an epoch takes about {format_seconds(seconds)}, {args.epochs} of them "
+        f"{format_seconds(args.epochs * seconds)}; cheaper: {depth}--train-size 5000, --epochs 5, --max-minutes 10"
+    )
+    if args.max_minutes and 60 * args.max_minutes < args.epochs * seconds and not args.steps:
+        text += (
+            f"\n--max-minutes {args.max_minutes:g} ends this run after about {60 * args.max_minutes / seconds:.2g} of "
+            f"{args.epochs} epochs, in the middle of its learning-rate schedule; "
+            "fewer --epochs or a smaller --train-size that fit the time learn more"
+        )
+    return text
+
+
+def entry_point() -> int:
+    """`main`, with every expected failure as one line on stderr and an exit status."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        message, status = "interrupted; what was saved before is intact", 130
+    except (data.DataError, train.CheckpointError) as error:
+        message, status = error, 2
+    except train.TrainingError as error:
+        message, status = error, 1
+    except MemoryError as error:  # CuPy's is one too
+        message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
+    except OSError as error:
+        message, status = f"{error.filename or 'output'}: {error.strerror or error}; what was saved before is intact", 1
+    print(
+        f"{os.path.basename(sys.argv[0])}: {'error: ' if status != 130 else ''}{' '.join(str(message).split())}",
+        file=sys.stderr,
+    )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point())

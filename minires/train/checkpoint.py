@@ -1,0 +1,123 @@
+"""Files that a crash cannot spoil: tensors and a note about them, in one safetensors file, written atomically.
+
+Everything that a run needs to go on is in ONE file, state.safetensors, so that weights and optimiser can never come
+from two different moments. A file of a run is either the old one or the new one, whenever the power fails:
+
+    1. write a temporary file in the same folder, and fsync it: the bytes are on the disk, under another name
+    2. rename it over the old one: one indivisible step of the file system
+    3. fsync the folder: the new name is on the disk too
+
+Reading order: after evaluate.py. Next: stop.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors import numpy as safetensors
+
+from minires.data import Dataset
+from minires.nn import Module
+from minires.weights import load_weights
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another run. The text is one line naming the file and the reason."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Make `content` the content of `path`, or leave what was there.
+
+    Raises `OSError` naming `path` when it cannot be written (no space, no permission); the old file is intact then.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # KeyboardInterrupt too: never leave half a file behind
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not say which file
+        raise
+    if os.name == "posix":  # Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
+    """Write `arrays`, and `info` (anything JSON can hold) in the file's metadata. Raises `OSError`, see above."""
+    arrays = {name: np.array(array, order="C") for name, array in arrays.items()}  # safetensors writes raw memory
+    write_atomically(Path(path), safetensors.save(arrays, metadata={"minires": json.dumps(info)}))
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The (arrays, info) that `save` wrote. Raises `CheckpointError` for a missing, damaged or foreign file."""
+    info = read_info(path)
+    try:
+        return safetensors.load_file(path), info
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged, cannot be read ({error})") from error
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Only the `info` of a file that `save` wrote; the arrays are not read. Raises as `load`."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged, cannot be read ({error})") from error
+    try:
+        info = json.loads(metadata["minires"])
+    except (KeyError, json.JSONDecodeError):
+        raise CheckpointError(f"{path}: a safetensors file, but not written by a training run of minires") from None
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path}: its note on the run is damaged")
+    return info
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """The settings noted in a state or in weights that a run wrote; {} for weights from elsewhere.
+
+    Raises `CheckpointError` when there is no such file.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        settings = read_info(path).get("settings")
+    except CheckpointError:  # whoever reads the arrays will say what is wrong
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def load_model_weights(model: Module, path: str | Path) -> None:
+    """Load a file of weights (.safetensors, .npz, ...) into `model`. Raises `CheckpointError` if it does not fit."""
+    try:
+        model.load_state_dict(load_weights(path))
+    except (OSError, ValueError) as error:  # WeightsError is a ValueError
+        # A file of another depth differs in hundreds of names: the first few say enough.
+        raise CheckpointError(f"{path}: {textwrap.shorten(str(error), 300, placeholder=' ...')}") from error
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """16 hexadecimal digits that change with any training image or label, or their order."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""How good a model is on images it was not trained on.
+
+Reading order: after loop.py. Next: checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+import minires.functional as F
+from minires.data import Loader
+from minires.device import to_device
+from minires.nn import Module
+from minires.tensor import Tensor, no_grad
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model says about N images, in their order.
+
+    loss           mean cross-entropy, without label smoothing
+    labels         (N,) the true classes
+    probabilities  float32 (N, K), the model's
+    """
+
+    loss: float
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """(N,) the most probable classes."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the N images whose most probable class is the true one."""
+        return float((self.predictions == self.labels).mean())
+
+
+def evaluate(
+    model: Module,
+    batches: Loader,
+    max_seconds: float | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Run the images of `batches` through `model` in evaluation mode; the model's own mode is put back.
+
+    It stops early, but after one batch at least, when `max_seconds` have passed or `interrupted()` says so.
+    """
+    training, start = model.training, time.monotonic()
+    loss, labels, probabilities = 0.0, [], []
+    model.eval()
+    try:
+        with no_grad():
+            for x, y in tqdm(batches.epoch(0), "testing", len(batches), leave=False, disable=not sys.stderr.isatty()):
+                logits = model(Tensor(x))
+                loss += F.cross_entropy(logits, y).item() * len(y)
+                labels.append(to_device(y, "cpu"))
+                probabilities.append(F.softmax(logits).numpy())
+                if interrupted() or (max_seconds is not None and time.monotonic() - start > max_seconds):
+                    break
+    finally:
+        model.train(training)
+    labels = np.concatenate(labels)
+    return Evaluation(loss / len(labels), labels, np.concatenate(probabilities))

@@ -1,0 +1,99 @@
+"""The folder of a run: which files it holds, and that none of them is lost by accident.
+
+    config.json         the settings, all of them
+    log.jsonl           one line per epoch
+    state.safetensors   everything needed to resume; complete on its own
+    last.safetensors    the weights alone, in PyTorch's names and layouts, for use elsewhere
+    results.json        what came out
+    curves.png  confusion.png  mistakes.png
+
+Reading order: after progress.py. Next: report.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minires.train import checkpoint
+from minires.train.loop import Training
+
+STATE, WEIGHTS = "state.safetensors", "last.safetensors"
+
+
+class RunFolder:
+    """The files of one run, under `path`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.state, self.weights = self.path / STATE, self.path / WEIGHTS
+
+    def prepare(self, state_bytes: int = 0, weights_bytes: int = 0) -> None:
+        """Make the folder, and make sure, before hours of training, that it can be written to.
+
+        Raises `OSError` naming the folder if it cannot be made or written to, or if there is no room for the weights
+        and for two states: a new one is written beside the old one before it takes its place.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe.tmp"
+            probe.write_bytes(b"x")
+            probe.unlink()
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        present = sum(file.stat().st_size for file in (self.state, self.weights) if file.exists())
+        needed = 2 * state_bytes + weights_bytes - present
+        if free < needed:
+            sizes = f"{free / 1e6:,.1f} MB are free, checkpoints need {needed / 1e6:,.1f} MB"
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(self.path))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write config.json or results.json. Raises `OSError`."""
+        checkpoint.write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_log(self, records: list[dict[str, Any]]) -> None:
+        """Write log.jsonl anew: a log that was only added to would, after a resume, tell some epochs twice."""
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        checkpoint.write_atomically(self.path / "log.jsonl", lines.encode())
+
+    def save(self, training: Training) -> None:
+        """Write the state, then the weights. If only the first is done, resuming loses nothing.
+
+        Raises `TrainingError` for weights that are not finite and `OSError`; the old files are intact then.
+        """
+        training.save(self.state)
+        info = {"step": training.step, "epoch": training.epoch, "settings": training.settings}
+        checkpoint.save(self.weights, training.model.state_dict(), info)
+
+
+def new_run(base: str | Path) -> RunFolder:
+    """The first of base, base-2, base-3, ... that no run has been saved in."""
+    base, number = Path(base), 1
+    while (folder := RunFolder(base if number == 1 else f"{base}-{number}")).state.exists():
+        number += 1
+    return folder
+
+
+def latest_run(base: str | Path) -> RunFolder:
+    """Of base, base-2, base-3, ... the one that was saved last. Raises `CheckpointError` when there is none."""
+    base = Path(base)
+    numbered = [path for path in base.parent.glob(f"{base.name}-*") if path.name[len(base.name) + 1 :].isdecimal()]
+    saved = [folder for folder in map(RunFolder, [base, *numbered]) if folder.state.exists()]
+    if not saved:
+        raise checkpoint.CheckpointError(f"{base / STATE}: there is no such file, so nothing to resume")
+    return max(saved, key=lambda folder: folder.state.stat().st_mtime)
+
+
+def state_file(path: str | Path) -> Path:
+    """The file to resume from: the state in a folder, or the file that `path` is."""
+    return RunFolder(path).state if Path(path).is_dir() else Path(path)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file of weights: that in the folder of a run, or the file that `path` is."""
+    return RunFolder(path).weights if Path(path).is_dir() else Path(path)

@@ -1,0 +1,324 @@
+"""Training: forward, loss, backward, step, again; and all that is needed to go on exactly where it stopped.
+
+The loop is `fit`, in three levels: fit (epochs, evaluation, checkpoints) -> _train_epoch (batches) -> one step.
+What changes while it runs is in one object, `Training`, and a checkpoint is that object on disk. Batches are a pure
+function of (seed, epoch, index) and the learning rate one of the step, so nothing else has to be kept: on NumPy a run
+that was stopped, anywhere, and resumed has the same weights, bit for bit, as one that was not.
+
+Reading order: first in minires/train, after optim/. Next: evaluate.py.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import minires.functional as F
+from minires.data import Loader
+from minires.device import Array, default_generator, module_of
+from minires.nn import Module, observe
+from minires.optim import Optimizer
+from minires.optim.schedules import Schedule
+from minires.tensor import Tensor, no_grad
+from minires.train import checkpoint
+from minires.train.evaluate import Evaluation, evaluate
+from minires.train.progress import Progress, format_seconds, say
+from minires.train.stop import Stop
+
+if TYPE_CHECKING:
+    from minires.train.folder import RunFolder
+
+WARM_UP, MEASURED = 1, 3  # steps left out, then timed, to say how long an epoch will take
+SAVE_SECONDS = 600  # a checkpoint at least this often, within an epoch too
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss or the weights are not finite. The text is one line saying where."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: training stopped after a complete step, and a checkpoint was written."""
+
+
+@dataclass
+class Training:
+    """Everything that changes in the course of training.
+
+    identity    the settings without which a checkpoint means nothing: depth, data set, seed, ... `restore` compares
+    settings    all settings of the run, noted in the checkpoint for the reader
+    losses      of every step so far, from the first
+    accuracies  on the batch of every step so far
+    history     one record per finished epoch: the lines of log.jsonl
+    """
+
+    model: Module
+    optimizer: Optimizer
+    identity: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0  # spent so far, evaluation included, over all sessions
+    epoch_seconds: float = 0.0  # spent in this epoch on training
+    epoch_images: int = 0
+    record: dict[str, Any] = field(default_factory=dict)  # the last line of log.jsonl
+
+    @property
+    def step(self) -> int:
+        """The number of optimiser steps done."""
+        return len(self.losses)
+
+    @property
+    def epoch(self) -> int:
+        """The number of epochs finished; the epoch in progress counts from 0 too."""
+        return len(self.history)
+
+    @property
+    def batch(self) -> int:
+        """The number of batches done in the epoch in progress."""
+        return self.step - (self.history[-1]["step"] if self.history else 0)
+
+    def save(self, path: Path) -> None:
+        """Write everything to `path`, atomically.
+
+        Raises `TrainingError`, and leaves the old file, if a weight is not finite; `OSError` if it cannot be written.
+        """
+        arrays = {
+            **{f"model.{name}": array for name, array in self.model.state_dict().items()},
+            **{f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()},
+        }
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise TrainingError(f"step {self.step}: {name} is not finite; nothing was saved")
+        arrays["losses"] = np.array(self.losses, np.float64)
+        arrays["accuracies"] = np.array(self.accuracies, np.float64)
+        info = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "identity": self.identity,
+            "settings": self.settings,
+            "history": self.history,
+            "seconds": self.seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "epoch_images": self.epoch_images,
+            "rng": default_generator().bit_generator.state,
+        }
+        checkpoint.save(path, arrays, info)
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Go back to what `save` wrote, and return the settings noted there.
+
+        Raises `CheckpointError` if the file is damaged or of another run.
+        """
+        arrays, info = checkpoint.load(path)
+        if "identity" not in info:
+            raise checkpoint.CheckpointError(f"{path}: holds weights, but no training state to resume from")
+        try:
+            for name, wanted in self.identity.items():
+                found = info["identity"].get(name)
+                if found != wanted:
+                    raise checkpoint.CheckpointError(f"{path}: its {name} is {found}, this run's is {wanted}")
+            if info["step"] != len(arrays["losses"]) or info["step"] != len(arrays["accuracies"]):
+                raise ValueError(f"{info['step']} steps, but {len(arrays['losses'])} losses")
+            self.model.load_state_dict(_below("model.", arrays))
+            self.optimizer.load_state_dict(_below("optimizer.", arrays))
+            default_generator().bit_generator.state = info["rng"]
+            self.losses, self.accuracies = arrays["losses"].tolist(), arrays["accuracies"].tolist()
+            self.history, self.seconds = info["history"], info["seconds"]
+            self.epoch_seconds, self.epoch_images = info["epoch_seconds"], info["epoch_images"]
+            self.record = self.history[-1] if self.history else {}
+            return info["settings"]
+        except checkpoint.CheckpointError:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+            raise checkpoint.CheckpointError(f"{path}: not a training state that fits ({reason})") from error
+
+
+def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def fit(
+    training: Training,
+    train_batches: Loader,
+    test_batches: Loader,
+    schedule: Schedule,
+    epochs: int,
+    *,
+    label_smoothing: float = 0.0,
+    stop: Stop | None = None,
+    folder: RunFolder | None = None,
+    log: Callable[[str], None] = say,
+    advice: Callable[[float], str] | None = None,
+) -> Evaluation:
+    """Train until `epochs` epochs are done in all, or `stop` says so; return the evaluation at the end.
+
+    training  where to begin, and where the end is found; a resumed one goes on with the next batch
+    schedule  from the step to the learning rate
+    stop      limits of this session; at least one step is done
+    folder    where to keep checkpoints and the log, if anywhere
+    advice    what to say, given the seconds that an epoch will take, once the first steps have been timed
+
+    After each epoch the model is evaluated on `test_batches`, a record added to `training.history`, and a checkpoint
+    written. Raises `TrainingError` for a loss that is not finite, `Interrupted` after Ctrl-C or SIGTERM, and
+    `OSError` when a checkpoint cannot be written.
+    """
+    stop = stop or Stop()
+    training.model.train()
+    evaluation = None
+    while training.epoch < epochs:
+        _train_epoch(training, train_batches, schedule, epochs, label_smoothing, stop, folder, log, advice)
+        advice = None  # is given once
+        if not stop.interrupted:
+            evaluation = _evaluate(training, test_batches, stop)
+        if stop.interrupted:  # before or during the evaluation
+            break
+
+        training.record = _record(training, len(train_batches), evaluation)
+        log(_epoch_line(training.record, epochs))
+        records = [*training.history, training.record]
+        if training.batch == len(train_batches):
+            training.history = records
+            training.epoch_seconds, training.epoch_images = 0.0, 0
+        if folder:
+            folder.save(training)
+            folder.write_log(records)  # an epoch cut short has its line too, until the rest of it has been done
+        if stop.reason():
+            break
+
+    if evaluation is None and not stop.interrupted:  # there was nothing left to train
+        evaluation = _evaluate(training, test_batches, stop)
+    if stop.interrupted:
+        if folder:
+            folder.save(training)
+        raise Interrupted(f"interrupted after step {training.step}")
+    return evaluation
+
+
+def _evaluate(training: Training, batches: Loader, stop: Stop) -> Evaluation:
+    start = time.monotonic()
+    evaluation = evaluate(training.model, batches, stop.evaluation_seconds(), lambda: stop.interrupted)
+    training.seconds += time.monotonic() - start
+    return evaluation
+
+
+def _train_epoch(
+    training: Training,
+    train_batches: Loader,
+    schedule: Schedule,
+    epochs: int,
+    label_smoothing: float,
+    stop: Stop,
+    folder: RunFolder | None,
+    log: Callable[[str], None],
+    advice: Callable[[float], str] | None,
+) -> None:
+    """The batches of the epoch in progress that are still to do; fewer if `stop` says so."""
+    model, optimizer = training.model, training.optimizer
+    progress = Progress(f"epoch {training.epoch + 1}/{epochs}", len(train_batches), training.batch, log)
+    times = [time.monotonic()]  # the start, and the end of every step of this session
+    saved = times[0]
+    with progress, warnings.catch_warnings():
+        # NumPy's warnings about overflow would come before the check that says in which layer it happened. Not by
+        # np.errstate: that is for one thread, and the CPU kernels have several.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for x, y in train_batches.epoch(training.epoch, start=training.batch):
+            # One step of training: this is all of it.
+            logits = model(Tensor(x))  # x (N,H,W,3) -> (N,K)
+            loss = F.cross_entropy(logits, y, label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            value = loss.item()
+            if not math.isfinite(value):  # before the step, while the weights still are those that made it
+                raise TrainingError(_explain(training.step + 1, value, model, x))
+            optimizer.lr = schedule(training.step)
+            optimizer.step()
+
+            accuracy = float((logits.data.argmax(axis=1) == y).mean())
+            times.append(time.monotonic())
+            training.losses.append(value)
+            training.accuracies.append(accuracy)
+            training.epoch_images += len(y)
+            training.epoch_seconds += times[-1] - times[-2]
+            training.seconds += times[-1] - times[-2]
+            progress.update(value, accuracy, len(y))
+            if advice and len(times) == 1 + WARM_UP + MEASURED:
+                log(advice((times[-1] - times[WARM_UP]) / MEASURED * len(train_batches)))
+            if folder and times[-1] - saved > SAVE_SECONDS:
+                folder.save(training)
+                saved = times[-1]
+            stop.steps += 1
+            if stop.reason():
+                break
+
+
+def _record(training: Training, batches: int, evaluation: Evaluation) -> dict[str, Any]:
+    """A line of log.jsonl. `epoch` counts finished epochs; it has a fraction in an epoch that was cut short."""
+    begin = training.step - training.batch
+    done = training.batch / batches
+    return {
+        "epoch": training.epoch + (1 if done == 1 else round(done, 6)),
+        "step": training.step,
+        "loss": float(np.mean(training.losses[begin:])),
+        "accuracy": float(np.mean(training.accuracies[begin:])),
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.accuracy,
+        "test_images": len(evaluation.labels),
+        "lr": training.optimizer.lr,
+        "images_per_second": training.epoch_images / max(training.epoch_seconds, 1e-9),
+        "seconds": training.epoch_seconds,
+    }
+
+
+def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {record['epoch']:.4g}/{epochs}: loss {record['loss']:.4f}, accuracy {100 * record['accuracy']:.2f} %, "
+        f"test loss {record['test_loss']:.4f}, test accuracy {100 * record['test_accuracy']:.2f} %, "
+        f"{record['images_per_second']:.4g} images/s, lr {record['lr']:.4g}, {format_seconds(record['seconds'])}"
+    )
+
+
+def _explain(step: int, loss: float, model: Module, x: Array) -> str:
+    """One line on a loss that is not finite."""
+    return (
+        f"step {step}: the loss is {loss}; {first_nonfinite_layer(model, x)}; "
+        "a lower learning rate (--lr) is the usual cure"
+    )
+
+
+def first_nonfinite_layer(model: Module, x: Array) -> str:
+    """Where NaN or infinity first appears when the batch `x` goes through `model`, in words.
+
+    The forward pass is run again, so the running statistics of batch norm move.
+    """
+
+    def finite(array: Array) -> bool:
+        return bool(module_of(array).isfinite(array).all())
+
+    if not finite(x):
+        return "the input images are not finite"
+    names = {module: name for name, module in model.named_modules()}
+    found = []
+
+    def look(module: Module, inputs: tuple, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not finite(output.data):
+            found.append(module)
+
+    with no_grad(), observe(look):  # a layer is observed before the module that contains it: its output was earlier
+        model(Tensor(x))
+    if not found:
+        return "the outputs of all layers are finite, so it is the loss itself that overflows"
+    layer = found[0]
+    why = "" if all(finite(p.data) for p in layer.parameters()) else ", whose weights are not finite either"
+    name = names[layer] or "the model itself"
+    return f"the first layer whose output is not finite is {name} ({type(layer).__name__}){why}"

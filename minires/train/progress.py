@@ -1,0 +1,77 @@
+"""How far an epoch has come: a bar in a terminal, and a line now and then where the output goes to a file.
+
+Reading order: after stop.py. Next: folder.py.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+LINE_SECONDS = 30  # between two lines, when there is no terminal
+RECENT = 10  # loss and accuracy are shown as means over this many batches
+
+
+def say(text: str) -> None:
+    """Print a line now, above the bar if there is one."""
+    tqdm.write(text)
+    sys.stdout.flush()  # a line in a pipe would wait for 8 KiB of others
+
+
+class Progress:
+    """Progress through the `total` batches of an epoch, of which `done` were done in an earlier session."""
+
+    def __init__(self, title: str, total: int, done: int = 0, log: Callable[[str], None] = say):
+        self.title, self.total, self.done, self.log = title, total, done, log
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, dynamic_ncols=True)
+        self.start = self.last_line = time.monotonic()
+        self.images = self.batches = 0  # of this session
+        self.told = done  # the batch of the last line
+        self.losses: deque[float] = deque(maxlen=RECENT)
+        self.accuracies: deque[float] = deque(maxlen=RECENT)
+
+    def update(self, loss: float, accuracy: float, images: int) -> None:
+        """One more batch: its loss, its accuracy (0 to 1) and its number of images."""
+        self.losses.append(loss)
+        self.accuracies.append(accuracy)
+        self.images += images
+        self.batches += 1
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(self._figures(), refresh=False)
+            self.bar.update()
+        elif self.batches == 1 or time.monotonic() - self.last_line >= LINE_SECONDS:
+            self._line()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif self.done != self.told:
+            self._line()
+
+    def _figures(self) -> str:
+        loss, accuracy = sum(self.losses) / len(self.losses), sum(self.accuracies) / len(self.accuracies)
+        speed = self.images / max(time.monotonic() - self.start, 1e-9)
+        return f"loss {loss:.3f}, accuracy {100 * accuracy:.1f} %, {speed:.4g} images/s"
+
+    def _line(self) -> None:
+        self.last_line, self.told = time.monotonic(), self.done
+        left = (self.last_line - self.start) / self.batches * (self.total - self.done)
+        self.log(f"{self.title}, batch {self.done}/{self.total}: {self._figures()}, {format_seconds(left)} left")
+
+
+def format_seconds(seconds: float) -> str:
+    """4.2 -> '4 s', 130 -> '2 min', 9000 -> '2.5 h', 200000 -> '2.3 days'."""
+    for size, unit, digits in ((86_400, "days", 1), (3600, "h", 1), (60, "min", 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"

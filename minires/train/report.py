@@ -1,0 +1,187 @@
+"""What came out of a run: results.json, the last line, and three pictures.
+
+    curves.png     loss and accuracy, training and test, over the epochs
+    confusion.png  which classes are taken for which
+    mistakes.png   the test images about which the model was most certain, and wrong
+
+matplotlib is imported when a picture is drawn, and not before: only the extra "plots" installs it.
+
+Reading order: last in minires/train. Next: examples/train_cifar.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import minires.kernels
+from minires.data import Dataset
+from minires.train.evaluate import Evaluation
+from minires.train.loop import Training
+from minires.train.progress import say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRAIN, TEST = "tab:blue", "tab:orange"  # one colour for each, in all panels
+
+
+def results(training: Training, evaluation: Evaluation, dataset: Dataset, versions: dict[str, str]) -> dict[str, Any]:
+    """The content of results.json. Accuracies are shares, 0 to 1, of the LAST epoch; memory is in bytes."""
+    parameter = next(training.model.parameters())
+    record = training.record
+    return {
+        "dataset": dataset.name,
+        "depth": training.settings["depth"],
+        "parameters": sum(p.size for p in training.model.parameters()),
+        "epochs": record["epoch"],
+        "steps": training.step,
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "test_images": len(evaluation.labels),
+        "train_accuracy": record["accuracy"],
+        "train_loss": record["loss"],
+        "train_images": len(dataset.train_images),
+        "images_per_second": record["images_per_second"],
+        "minutes": training.seconds / 60,
+        "device": parameter.device,
+        "kernels": minires.kernels.in_use(parameter.device),
+        "peak_memory_bytes": peak_memory_bytes(parameter.device),
+        "seed": training.settings["seed"],
+        "versions": versions,
+    }
+
+
+def final_line(result: dict[str, Any], dataset: Dataset, folder: Path) -> str:
+    """`test accuracy 91.23 % (CIFAR-10, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME`."""
+    tested = result["test_images"]
+    partly = "" if tested == len(dataset.test_images) else f", on the first {tested:,} test images only"
+    return (
+        f"test accuracy {100 * result['test_accuracy']:.2f} % ({result['dataset']}, ResNet-{result['depth']}, "
+        f"{result['epochs']:.4g} epochs, {result['minutes']:.1f} min{partly}) -> {folder}"
+    )
+
+
+def peak_memory_bytes(device: str) -> int | None:
+    """The most memory this process has held: on the GPU what CuPy's pool took, on the CPU all of it.
+
+    None on Windows, which does not tell.
+    """
+    if device == "cuda":
+        import cupy
+
+        return cupy.get_default_memory_pool().total_bytes()  # the pool keeps what it once took
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB
+
+
+def draw_pictures(
+    training: Training,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    folder: Path,
+    log: Callable[[str], None] = say,
+) -> None:
+    """Write the three pictures to `folder`; without matplotlib, say so and write none. Raises `OSError`."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        log("no pictures: matplotlib is not installed (pip install 'minires[plots]')")
+        return
+    title = f"ResNet-{training.settings['depth']} on {dataset.name}: test accuracy {100 * evaluation.accuracy:.2f} %"
+    curves(training, title).savefig(folder / "curves.png", dpi=120)
+    confusion(evaluation, dataset.classes, title).savefig(folder / "confusion.png", dpi=120)
+    mistakes(evaluation, dataset, title).savefig(folder / "mistakes.png", dpi=120)
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    from matplotlib.figure import Figure  # not pyplot: it wants a display, and keeps every figure alive
+
+    figure = Figure((width, height), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def curves(training: Training, title: str) -> Figure:
+    """Loss and accuracy over the epochs: training, every step and smoothed; test, after each epoch."""
+    figure = _figure(11, 4.4, title)
+    left, right = figure.subplots(1, 2)
+    records = training.history
+    if training.record and training.record not in records:  # an epoch cut short
+        records = [*records, training.record]
+    # Steps are placed by the epoch they belong to: step s of an epoch that ends at step e is at s/e of it.
+    ends = [(0, 0.0)] + [(record["step"], record["epoch"]) for record in records]
+    at = np.interp(np.arange(1, training.step + 1), *zip(*ends))
+    window = max(training.step // 50, 1)
+    for axes, values, scale in ((left, training.losses, 1), (right, training.accuracies, 100)):
+        values = scale * np.array(values)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(at, values, color=TRAIN, alpha=0.2, linewidth=0.7)
+        label = f"training, mean of {window} batches" if window > 1 else "training batches"
+        axes.plot(at[window - 1 :], smooth, color=TRAIN, label=label)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel("epoch")
+        axes.set_xlim(0, ends[-1][1])
+    epochs = [record["epoch"] for record in records]
+    style = {"color": TEST, "marker": "o", "markersize": 4, "label": "test set", "clip_on": False}
+    left.plot(epochs, [record["test_loss"] for record in records], **style)
+    right.plot(epochs, [100 * record["test_accuracy"] for record in records], **style)
+    left.set(ylabel="loss (cross-entropy)", ylim=(0, None))
+    right.set(ylabel="accuracy in %", ylim=(0, 100))
+    left.legend(loc="upper right")
+    right.legend(loc="lower right")
+    return figure
+
+
+def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> Figure:
+    """A matrix: of the images of a class (row), the share taken for each class (column)."""
+    count = len(classes)
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (evaluation.labels, evaluation.predictions), 1)
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # in percent
+    size = 8 if count <= 20 else 16
+    figure = _figure(size + 1, size, title)
+    axes = figure.subplots()
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    font = 10 if count <= 20 else 7
+    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 20 else {"rotation": 90}
+    axes.set_xticks(range(count), classes, fontsize=font, **slant)
+    axes.set_yticks(range(count), classes, fontsize=font)
+    axes.set_xlabel("what the model says")
+    axes.set_ylabel("what it is")
+    if count <= 20:  # beyond that the numbers would be too small to read
+        for row, column in np.ndindex(count, count):
+            if share[row, column] >= 0.5:
+                colour = "white" if share[row, column] > 55 else "black"
+                text = f"{share[row, column]:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
+    figure.colorbar(picture, label="% of the images of the row's class", shrink=0.8)
+    return figure
+
+
+def mistakes(evaluation: Evaluation, dataset: Dataset, title: str, rows: int = 4, columns: int = 6) -> Figure:
+    """The wrongly classified test images, the ones with the highest probability for the wrong class first."""
+    certainty = evaluation.probabilities.max(axis=1)
+    wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
+    worst = wrong[np.argsort(-certainty[wrong], kind="stable")][: rows * columns]
+    figure = _figure(1.9 * columns, 2.35 * rows + 0.9, title)
+    figure.supxlabel(
+        f"the most confident of {len(wrong):,} mistakes among {len(evaluation.labels):,} test images: "
+        "what the model says, how sure it is, and what the image is"
+    )
+    for axes, index in zip(figure.subplots(rows, columns).flat, np.pad(worst, (0, rows * columns), constant_values=-1)):
+        axes.axis("off")
+        if index < 0:
+            continue
+        axes.imshow(dataset.test_images[index], interpolation="nearest")
+        says, truth = dataset.classes[evaluation.predictions[index]], dataset.classes[evaluation.labels[index]]
+        axes.set_title(f"{says}, {100 * certainty[index]:.0f} %\nis: {truth}", fontsize=10)
+    return figure

@@ -1,0 +1,294 @@
+"""The script as a user meets it: exit statuses, files, the last line, interruption, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minires import data
+from minires.train import checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A data folder in which Shapes-10 has been drawn: once, for all tests."""
+    path = tmp_path_factory.mktemp("data")
+    data.shapes10(path)
+    return path
+
+
+@pytest.fixture
+def command(data_dir, tmp_path):
+    """The command line of a small run: 4 steps an epoch, in an empty working directory."""
+
+    def build(*arguments):
+        small = ("--data", "shapes", "--data-dir", data_dir, "--train-size", 64, "--batch-size", 16, "--test-size", 32)
+        return [sys.executable, str(SCRIPT), "--device", "cpu", *map(str, (*small, *arguments))]
+
+    return build
+
+
+@pytest.fixture
+def run(command, tmp_path):
+    """Run it to its end; the finished process."""
+
+    def run(*arguments, **options):
+        return subprocess.run(command(*arguments), cwd=tmp_path, capture_output=True, text=True, timeout=120, **options)
+
+    return run
+
+
+def interrupt(command, cwd, number=signal.SIGINT):
+    """Start it, send a signal after the first step, and return (status, stdout, stderr)."""
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "batch 1/" in line:
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=60)
+    return process.returncode, "".join(lines) + out, err
+
+
+def one_line(process):
+    """The only line on stderr."""
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("\n") == 1, process.stderr
+    return process.stderr
+
+
+def arrays(path):
+    """The arrays of a checkpoint, as bytes."""
+    return {name: array.tobytes() for name, array in checkpoint.load(path)[0].items()}
+
+
+def test_a_run_from_beginning_to_end(run, tmp_path):
+    process = run("--epochs", 2, "--out", "runs/a")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    last = process.stdout.splitlines()[-1]
+    facts = r"Shapes-10, ResNet-20, 2 epochs, \d\.\d min, on the first 32 test images only"
+    pattern = rf"test accuracy (\d+\.\d\d) % \({facts}\) -> runs/a"
+    match = re.fullmatch(pattern, last)
+    assert match, last
+    assert "without a GPU an epoch takes about" in process.stdout
+
+    folder = tmp_path / "runs" / "a"
+    files = {"config.json", "log.jsonl", "last.safetensors", "state.safetensors", "results.json"}
+    pictures = {"curves.png", "confusion.png", "mistakes.png"}
+    assert files <= set(os.listdir(folder)) <= files | pictures
+    results = json.loads((folder / "results.json").read_text())
+    assert f"{100 * results['test_accuracy']:.2f}" == match[1]
+    assert (results["parameters"], results["steps"], results["epochs"]) == (269_722, 8, 2)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert {"loss", "accuracy", "images_per_second", "lr", "seconds"} <= set(log[0])
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["lr"], config["weight_decay"], config["schedule"]) == (0.2 * 16 / 128, 5e-4, "one-cycle")
+
+    evaluated = run("--eval-only", "runs/a")
+    assert evaluated.returncode == 0
+    assert evaluated.stdout.splitlines()[-1].startswith(f"test accuracy {match[1]} % (Shapes-10, ResNet-20)")
+
+
+def test_steps_of_a_large_network_with_adamw(run):
+    process = run(
+        "--depth", 18, "--stem", "imagenet", "--steps", 2, "--batch-size", 2, "--optimizer", "adamw", "--test-size", 2
+    )
+    assert process.returncode == 0, process.stderr
+    assert "ResNet-18, 0.0625 epochs" in process.stdout.splitlines()[-1]
+    assert process.stdout.splitlines()[-1].endswith("-> runs/resnet18")
+
+
+def test_dry_run_needs_no_data_and_writes_nothing(run, tmp_path):
+    process = run("--depth", 101, "--dry-run", "--batch-size", 16, "--data-dir", "nowhere")
+    assert process.returncode == 0, process.stderr
+    assert "42,512,970" in process.stdout
+    assert "2,509,983,744" in process.stdout
+    assert "GiB for a training step" in process.stdout
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_is_uninterrupted(run, command, tmp_path, number):
+    settings = ("--epochs", 4, "--seed", 3)
+    assert run(*settings, "--out", "whole").returncode == 0
+    status, _, err = interrupt(command(*settings, "--out", "parts"), tmp_path, number)
+    assert status == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith("train_cifar.py --resume parts")
+    step = checkpoint.read_info(tmp_path / "parts" / "state.safetensors")["step"]
+    assert 1 <= step < 16
+
+    # The printed command, word for word: all settings come from the checkpoint.
+    printed = err.splitlines()[-1].partition("continue with: ")[2].split()
+    process = subprocess.run([sys.executable, *printed[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert f"resuming after step {step}\n" in process.stdout
+    assert arrays(tmp_path / "parts" / "state.safetensors") == arrays(tmp_path / "whole" / "state.safetensors")
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second")}
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 4
+
+
+def test_more_epochs_for_a_finished_run(run):
+    assert run("--epochs", 1, "--schedule", "constant").returncode == 0
+    process = run("--resume", "--epochs", 2)
+    assert process.returncode == 0, process.stderr
+    assert "resuming after step 4; changed: epochs 2, was 1; changed: schedule_steps 8, was 4" in process.stdout
+    assert "2 epochs" in process.stdout.splitlines()[-1]
+    assert process.stdout.splitlines()[-1].endswith("-> runs/resnet20")
+
+
+def test_a_run_is_never_overwritten(run, tmp_path):
+    assert run("--steps", 1).returncode == 0
+    before = (tmp_path / "runs" / "resnet20" / "state.safetensors").read_bytes()
+    refused = run("--steps", 1, "--out", "runs/resnet20")
+    assert refused.returncode == 2
+    assert "holds a run already; continue it with --resume" in one_line(refused)
+    numbered = run("--steps", 1)
+    assert numbered.returncode == 0
+    assert numbered.stdout.splitlines()[-1].endswith("-> runs/resnet20-2")
+    assert (tmp_path / "runs" / "resnet20" / "state.safetensors").read_bytes() == before
+
+
+# Bad input: one line, no traceback, nothing damaged ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--depth 21", "invalid choice: 21"),
+        ("--depth many", "invalid int value"),
+        ("--batch-size 0", "'0' is not a whole number of at least 1"),
+        ("--batch-size 1.5", "not a whole number"),
+        ("--epochs 0", "not a whole number of at least 1"),
+        ("--lr nan", "'nan' is not a number above 0"),
+        ("--lr inf", "not a number above 0"),
+        ("--lr -0.1", "not a number above 0"),
+        ("--weight-decay -1", "not a number of at least 0"),
+        ("--label-smoothing 1", "below 1"),
+        ("--max-minutes 0", "not a number above 0"),
+        ("--seed -1", "at least 0"),
+        ("--image-size 4", "at least 8"),
+        ("--train-size 99999", "Shapes-10 has 10000 training images"),
+        ("--stem imagenet", "ResNet-20 has a stem of its own"),
+        ("--batch-size 1 --depth 18 --stem imagenet", "batch norm needs two images"),
+        ("--precision tf32", "the device is the CPU"),
+        ("--eval-only nowhere", "nowhere: there is no such file"),
+        ("--resume nowhere", "nowhere: there is no such file"),
+        ("--resume", "nothing to resume"),
+        ("--resume a --eval-only b", "not allowed with"),
+        ("--colour red", "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments(run, tmp_path, arguments, said):
+    process = run(*arguments.split())
+    assert process.returncode == 2
+    assert said in one_line(process)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_data(run, tmp_path):
+    """An image folder that is none, so that no download is tried."""
+    (tmp_path / "d" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "d" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"<html>")
+    process = run("--data", "cifar10", "--data-dir", "d")
+    assert process.returncode == 2
+    assert "cifar-10-batches-py" in one_line(process)
+
+
+def test_no_gpu(run):
+    import minires as mr
+
+    if mr.cuda.is_available():
+        pytest.skip("there is a GPU")
+    process = run("--device", "cuda")
+    assert process.returncode == 2
+    assert "argument --device: 'cuda' is not usable" in one_line(process)
+
+
+def test_an_out_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    process = run("--out", "file/run")
+    assert process.returncode == 2
+    assert "argument --out: file/run: Not a directory" in one_line(process)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_disk_that_fills_up_while_training(run, tmp_path):
+    """Files of the second process may not grow beyond 1 MB: its checkpoint, of 2 MB, fails half-way."""
+    resource = pytest.importorskip("resource")
+    assert run("--epochs", 1, "--out", "a").returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    process = run(
+        "--resume", "a", "--epochs", 2,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert "a/state.safetensors: File too large" in one_line(process)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert after.keys() == before.keys()
+    for name in ("state.safetensors", "last.safetensors", "log.jsonl", "results.json"):
+        assert after[name] == before[name]
+
+
+def test_a_loss_that_is_not_finite(run, tmp_path):
+    process = run("--lr", "1e30", "--schedule", "constant")
+    assert process.returncode == 1
+    assert re.search(r"step \d+: the loss is (nan|inf|-inf); the first layer", one_line(process))
+    assert not (tmp_path / "runs" / "resnet20" / "state.safetensors").exists()
+
+
+def test_checkpoints_that_cannot_be_resumed(run, tmp_path):
+    assert run("--epochs", 1, "--out", "a").returncode == 0
+    state = tmp_path / "a" / "state.safetensors"
+    good = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+
+    def refused(*arguments):
+        process = run("--resume", "a", *arguments)
+        assert process.returncode == 2
+        return one_line(process)
+
+    assert "its depth is 20, this run's is 32" in refused("--depth", 32)
+    assert "its seed is 0, this run's is 1" in refused("--seed", 1)
+    assert "its number of training images is 64, this run's is 48" in refused("--train-size", 48)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == good
+
+    tensors, info = checkpoint.load(state)
+    for name, value, said in (
+        ("data set", "CIFAR-10", "its data set is CIFAR-10, this run's is Shapes-10"),
+        ("fingerprint of the training images", "0" * 16, "its fingerprint of the training images is 0000"),
+    ):
+        checkpoint.save(state, tensors, {**info, "identity": {**info["identity"], name: value}})
+        assert said in refused()
+    checkpoint.save(state, {**tensors, "model.fc.bias": np.zeros(9, np.float32)}, info)
+    assert "fc.bias has shape (9,), expected (10,)" in refused()
+    state.write_bytes(good["state.safetensors"][:-1000])
+    assert "a/state.safetensors: damaged" in refused()
+    state.write_bytes(b"")
+    assert "a/state.safetensors: damaged" in refused()
+
+
+def test_weights_of_another_depth(run, tmp_path):
+    assert run("--steps", 1, "--out", "a").returncode == 0
+    process = run("--eval-only", "a", "--depth", 32)
+    assert process.returncode == 2
+    assert "last.safetensors: load_state_dict: the state does not fit" in one_line(process)
