@@ -58,8 +58,10 @@ def residual_branch(
         update_running_statistics(bn.running_mean, bn.running_var, layer.mean, layer.var, count, bn.momentum)
 
     def backward(dz: Array) -> list[Array | None]:
-        # A Parameter has room for its gradient in the optimiser's flat buffer: written there, it need not be copied.
-        buffers = [getattr(conv.weight, "free_grad_buffer", None) for conv, _ in layers]
+        # A Parameter has room for its gradient in the optimiser's flat buffer: written there, it need not be copied. A
+        # weight that two layers share has two gradients, to be added up by the engine.
+        weights = [conv.weight for conv, _ in layers]
+        buffers = [getattr(w, "free_grad_buffer", None) if weights.count(w) == 1 else None for w in weights]
         dx, gradients, dresidual = room.branch_backward(
             dz, x.data, z, described, saved, relu, x.requires_grad, residual is x, buffers
         )

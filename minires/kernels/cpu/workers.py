@@ -94,6 +94,7 @@ def split(n: int) -> list[tuple[int, int]]:
     return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
+THREAD_NAME = "minires worker"
 SMALL_BYTES = 1 << 20  # one core copies this in the time it takes to wake another and to wait for it, 0.1 ms
 
 
@@ -107,13 +108,16 @@ def parallel(task: Callable[[int, int], Result], n: int, nbytes: int | None = No
     writes into the caller's arrays.
     """
     global _pool
-    parts = [(0, n)] if nbytes is not None and nbytes < SMALL_BYTES else split(n)
+    too_little = nbytes is not None and nbytes < SMALL_BYTES
+    # A task may call a kernel itself. A worker then does all of it, since workers waiting for workers wait forever.
+    within_task = threading.current_thread().name.startswith(THREAD_NAME)
+    parts = [(0, n)] if too_little or within_task else split(n)
     with _blas.limited():
         if len(parts) == 1:
             return [task(*parts[0])]
         with _pool_lock:
             if _pool is None:
-                _pool = ThreadPoolExecutor(count - 1, thread_name_prefix="minires")
+                _pool = ThreadPoolExecutor(count - 1, thread_name_prefix=THREAD_NAME)
             others: list[Future[Result]] = [_pool.submit(task, *part) for part in parts[1:]]
         try:
             first = task(*parts[0])
