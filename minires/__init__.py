@@ -14,6 +14,7 @@ import numpy as np
 
 from minires import data, device, functional, kernels, models, nn, optim
 from minires.device import cuda, default_generator, manual_seed
+from minires.fold import fold
 from minires.gradcheck import GradcheckError, gradcheck
 from minires.summary import summary
 from minires.tensor import Tensor, is_grad_enabled, no_grad
@@ -22,7 +23,7 @@ from minires.weights import WeightsError, load_weights, save_weights
 __version__ = "0.1.0"
 
 __all__ = [
-    "GradcheckError", "Tensor", "WeightsError", "cuda", "data", "default_generator", "device", "functional",
+    "GradcheckError", "Tensor", "WeightsError", "cuda", "data", "default_generator", "device", "fold", "functional",
     "gradcheck", "info", "is_grad_enabled", "kernels", "load_weights", "manual_seed", "models", "nn", "no_grad",
     "optim", "save_weights", "summary",
 ]  # fmt: skip

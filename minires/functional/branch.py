@@ -1,4 +1,4 @@
-"""A residual branch as one node on the tape, for rooms that compute it at one go.
+"""A residual branch as one operation, for rooms that compute it at one go.
 
 Its meaning is the loop in nn/branch.py: convolution, batch norm and ReLU, layer after layer, with the shortcut
 added at the end. One operation instead of many lets the kernels keep data in the cache between the layers and
@@ -16,46 +16,33 @@ from minires import kernels
 from minires.device import Array
 from minires.functional.convolution import check_conv2d
 from minires.functional.normalization import check_batch_norm, update_running_statistics
-from minires.kernels.geometry import output_size
-from minires.tensor import Tensor, is_grad_enabled
+from minires.kernels.geometry import Geometry, output_size
+from minires.tensor import Tensor
 
 
-def residual_branch(
-    x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tensor | None, relu: bool, training: bool
-) -> Tensor:
-    """[relu](bn(conv(... relu(bn(conv(x))) ...)) [+ residual]), with a ReLU between any two layers.
+def residual_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tensor | None, relu: bool) -> Tensor:
+    """[relu](bn(conv(... relu(bn(conv(x))) ...)) [+ residual]) in training mode, with a ReLU between any two layers.
 
     x (N,H,W,C); layers: pairs of a convolution and a batch norm, with the attributes that nn.Conv2d (no bias, one
-    group) and nn.BatchNorm2d have; residual (N,Ho,Wo,O).
-
-    In training mode the batch's statistics are used and the running ones move, as in batch_norm; evaluation mode is
-    for inference. Raises `ValueError` for shapes that do not fit, `RuntimeError` for a gradient in evaluation mode.
+    group) and nn.BatchNorm2d have; residual (N,Ho,Wo,O). The running statistics move, as in batch_norm.
+    Raises `ValueError` for shapes that do not fit.
     """
-    parents = [x, *(tensor for conv, bn in layers for tensor in (conv.weight, bn.weight, bn.bias))]
-    parents += [residual] if residual is not None and residual is not x else []
-    if not training and is_grad_enabled() and any(parent.requires_grad for parent in parents):
-        raise RuntimeError("residual_branch: evaluation mode is for inference, use it under no_grad()")
     room = kernels.of(x.data)
     described, shape = [], x.shape
-    for conv, bn in layers:
-        geometry = check_conv2d(shape, conv.weight.shape, None, conv.stride, conv.padding, conv.dilation, 1)
-        shape = (shape[0], *output_size(shape, *geometry), conv.weight.shape[3])
-        check_batch_norm(
-            shape, bn.weight.shape, bn.bias.shape, bn.running_mean.shape, bn.running_var.shape, training
-        )  # fmt: skip
-        described.append(room.Layer(conv.weight.data, geometry, bn.weight.data, bn.bias.data, bn.eps))
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"residual_branch: residual has shape {residual.shape}, the branch ends in {shape}")
-    residual_data = None if residual is None else residual.data
+    for conv, norm in layers:
+        geometry, shape = _check(shape, conv)
+        statistics = norm.running_mean.shape, norm.running_var.shape
+        check_batch_norm(shape, norm.weight.shape, norm.bias.shape, *statistics, training=True)
+        described.append(room.Layer(conv.weight.data, geometry, norm.weight.data, norm.bias.data, norm.eps))
+    _check_residual(residual, shape)
 
-    if not training:
-        statistics = [(bn.running_mean, bn.running_var) for _, bn in layers]
-        return Tensor(room.evaluate_branch(x.data, described, statistics, residual_data, relu))
+    z, saved = room.branch(x.data, described, None if residual is None else residual.data, relu)
+    for (_, norm), layer in zip(layers, saved):
+        count = layer.y.size // layer.y.shape[3]  # M
+        update_running_statistics(norm.running_mean, norm.running_var, layer.mean, layer.var, count, norm.momentum)
 
-    z, saved = room.branch(x.data, described, residual_data, relu)
-    for (_, bn), layer in zip(layers, saved):
-        count = layer.y.size // layer.y.shape[3]
-        update_running_statistics(bn.running_mean, bn.running_var, layer.mean, layer.var, count, bn.momentum)
+    parents = [x, *(tensor for conv, norm in layers for tensor in (conv.weight, norm.weight, norm.bias))]
+    parents += [residual] if residual is not None and residual is not x else []
 
     def backward(dz: Array) -> list[Array | None]:
         # A Parameter has room for its gradient in the optimiser's flat buffer: written there, it need not be copied. A
@@ -65,7 +52,34 @@ def residual_branch(
         dx, gradients, dresidual = room.branch_backward(
             dz, x.data, z, described, saved, relu, x.requires_grad, residual is x, buffers
         )
-        flat = [dx, *(gradient for layer in gradients for gradient in layer)]
-        return [*flat, dresidual] if len(parents) > len(flat) else flat
+        return [dx, *(gradient for layer in gradients for gradient in layer), dresidual][: len(parents)]
 
     return Tensor.from_op(z, parents, backward)
+
+
+def inference_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tensor | None, relu: bool) -> Tensor:
+    """The same for inference: batch norm by its running statistics, or folded into the convolution; no gradients.
+
+    layers: pairs of a convolution and a norm with `scale_and_shift()`, which gives the two (O,) arrays that batch norm
+    amounts to; or None, and the convolution has a bias instead. Raises `ValueError` for shapes that do not fit.
+    """
+    described, shape = [], x.shape
+    for conv, norm in layers:
+        geometry, shape = _check(shape, conv)
+        scale, shift = norm.scale_and_shift() or (None, conv.bias.data)
+        described.append((conv.weight.data, geometry, scale, shift))
+    _check_residual(residual, shape)
+    return Tensor(
+        kernels.of(x.data).evaluate_branch(x.data, described, None if residual is None else residual.data, relu)
+    )
+
+
+def _check(x: tuple[int, ...], conv: Any) -> tuple[Geometry, tuple[int, ...]]:
+    """The convolution's numbers, and the shape of its output."""
+    geometry = check_conv2d(x, conv.weight.shape, None, conv.stride, conv.padding, conv.dilation, 1)
+    return geometry, (x[0], *output_size(x, *geometry), conv.weight.shape[3])
+
+
+def _check_residual(residual: Tensor | None, shape: tuple[int, ...]) -> None:
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"residual_branch: residual has shape {residual.shape}, the branch ends in {shape}")

@@ -11,6 +11,7 @@ from minires.nn.layers import (
     Conv2d,
     Dropout,
     Flatten,
+    FoldedBatchNorm2d,
     GlobalAvgPool2d,
     Identity,
     Linear,
@@ -21,6 +22,6 @@ from minires.nn.layers import (
 from minires.nn.module import Module, Parameter, observe
 
 __all__ = [
-    "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Identity", "Linear", "MaxPool2d",
-    "Module", "Parameter", "ReLU", "Sequential", "branch", "init", "observe",
+    "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "FoldedBatchNorm2d", "GlobalAvgPool2d", "Identity",
+    "Linear", "MaxPool2d", "Module", "Parameter", "ReLU", "Sequential", "branch", "init", "observe",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import minires.functional as F
+from minires.device import Array
 from minires.kernels.geometry import Pair, pair
 from minires.nn.init import fans, uniform_
 from minires.nn.module import Module, Parameter
@@ -95,9 +96,27 @@ class BatchNorm2d(Module):
         self.num_batches_tracked += self.training
         return y
 
+    def scale_and_shift(self) -> tuple[Array, Array]:
+        """What evaluation amounts to: x * scale + shift, both (C,)."""
+        scale = self.weight.data / (self.running_var + self.eps) ** 0.5
+        return scale, self.bias.data - self.running_mean * scale
+
     def extra_repr(self) -> str:
         """The settings."""
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+class FoldedBatchNorm2d(Module):
+    """What is left of a batch norm once `minires.fold` has moved its scale and shift into the convolution before it."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """x, with the residual added and the ReLU applied if asked for."""
+        x = x if residual is None else x + residual
+        return F.relu(x) if relu else x
+
+    def scale_and_shift(self) -> None:
+        """None: there is no scale left, and the shift is the convolution's bias."""
+        return
 
 
 class Linear(Module):

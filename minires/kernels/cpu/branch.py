@@ -67,14 +67,20 @@ def branch(
 
 
 def evaluate_branch(
-    x: np.ndarray, layers: Sequence[Layer], statistics: Sequence[tuple], residual: np.ndarray | None, relu: bool
+    x: np.ndarray,
+    layers: Sequence[tuple[np.ndarray, Geometry, np.ndarray | None, np.ndarray]],
+    residual: np.ndarray | None,
+    relu: bool,
 ) -> np.ndarray:
-    """The same in evaluation mode, with given (mean, var) for each layer; each chunk is finished while it is cached."""
-    for i, (layer, (mean, var)) in enumerate(zip(layers, statistics)):
-        y = np.empty((x.shape[0], *output_size(x.shape, *layer.geometry), layer.weight.shape[3]), np.float32)
+    """The same for inference, where batch norm is y * scale + shift: each chunk is finished while it is cached.
+
+    layers  (weight, geometry, scale, shift) of each; scale is None where it is folded into the weight already
+    """
+    for i, (weight, geometry, scale, shift) in enumerate(layers):
+        y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
-        finish = _epilogue(layer, mean, var, y, residual if last else None, relu or not last)
-        convolution.forward(_plain(x), x.shape, layer.weight, layer.geometry, y, finish)
+        finish = _epilogue(y, scale, shift, residual if last else None, relu or not last)
+        convolution.forward(_plain(x), x.shape, weight, geometry, y, finish)
         x = y
     return x
 
@@ -174,16 +180,17 @@ def _statistics(y: np.ndarray) -> convolution.Finish:
 
 
 def _epilogue(
-    layer: Layer, mean: np.ndarray, var: np.ndarray, y: np.ndarray, residual: np.ndarray | None, relu: bool
+    y: np.ndarray, scale: np.ndarray | None, shift: np.ndarray, residual: np.ndarray | None, relu: bool
 ) -> convolution.Finish:
-    """y = [relu](batch_norm(y) [+ residual]) of a chunk, in place."""
+    """y = [relu](y * scale + shift [+ residual]) of a chunk, in place."""
     r = _rows_of(y)
-    scale, shift = scale_and_shift(mean, var, layer.bn_weight, layer.bn_bias, layer.eps, r)
+    wide_scale, wide_shift = None if scale is None else np.tile(scale, r), np.tile(shift, r)
 
     def finish(a: int, b: int) -> None:
         rows = wide(y[a:b], r)
-        np.multiply(rows, scale, out=rows)
-        np.add(rows, shift, out=rows)
+        if wide_scale is not None:
+            np.multiply(rows, wide_scale, out=rows)
+        np.add(rows, wide_shift, out=rows)
         if residual is not None:
             np.add(rows, wide(residual[a:b], r), out=rows)
         if relu:

@@ -1,0 +1,38 @@
+"""Batch norm folded into the convolution before it, for inference.
+
+In evaluation batch norm is y * scale + shift per channel, with scale = weight / sqrt(running_var + eps) and
+shift = bias - running_mean * scale. A convolution is linear, so the scale can be multiplied into its weights once
+and for all, and the shift becomes its bias: conv(x, W) * scale + shift = conv(x, W * scale) + shift.
+
+Reading order: any time after nn/layers.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+from minires import nn
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of `model` for inference, in evaluation mode, with every batch norm folded into its convolution.
+
+    A batch norm belongs to the convolution that directly precedes it among a module's attributes (conv1, bn1, conv2,
+    bn2, ...). Outputs equal those of `model.eval()` up to rounding. Raises `ValueError` if there is nothing to fold.
+    """
+    folded = copy.deepcopy(model).eval()
+    pairs = []
+    for module in folded.modules():
+        children = list(module.named_children())
+        for (_, conv), (name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                pairs.append((module, name, conv, norm))
+    if not pairs:
+        raise ValueError(f"fold: {type(model).__name__} has no batch norm right behind a convolution")
+    for module, name, conv, norm in pairs:
+        scale, shift = norm.scale_and_shift()  # (O,)
+        conv.weight.data = conv.weight.data * scale  # (kh,kw,C,O) * (O,)
+        conv.bias = nn.Parameter(shift if conv.bias is None else conv.bias.data * scale + shift)
+        setattr(module, name, nn.FoldedBatchNorm2d())
+    return folded

@@ -1,0 +1,54 @@
+"""Batch norm folded into convolutions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import minires as mr
+from minires import kernels, models, nn
+
+
+def trained(depth: int, stem: str | None) -> nn.Module:
+    """A network whose running statistics and batch-norm weights are those of no untrained one."""
+    model = models.build(depth, stem=stem)
+    rng = np.random.default_rng(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data[...] = rng.uniform(0.5, 1.5, module.num_features)
+            module.bias.data[...] = rng.standard_normal(module.num_features) * 0.1
+            module.running_mean[...] = rng.standard_normal(module.num_features) * 0.1
+            module.running_var[...] = rng.uniform(0.5, 1.5, module.num_features)
+    return model
+
+
+@pytest.mark.parametrize("room", ["auto", "reference"])
+@pytest.mark.parametrize(("depth", "stem"), [(20, None), (18, "cifar"), (18, "imagenet"), (50, "cifar")])
+def test_outputs_are_those_of_evaluation(depth, stem, room):
+    model = trained(depth, stem)
+    before = model.state_dict()
+    x = mr.Tensor(np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32))
+    kernels.use(room)
+    try:
+        folded = mr.fold(model)
+        with mr.no_grad():
+            expected, found = model.eval()(x).numpy(), folded(x).numpy()
+    finally:
+        kernels.use("auto")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+    for name, array in model.state_dict().items():  # the original is untouched
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_convolution_with_a_bias():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    x = mr.Tensor(np.random.default_rng(1).standard_normal((2, 5, 5, 3)).astype(np.float32))
+    model(x)  # moves the running statistics
+    with mr.no_grad():
+        np.testing.assert_allclose(mr.fold(model)(x).numpy(), model.eval()(x).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_to_fold():
+    with pytest.raises(ValueError, match="Linear has no batch norm right behind a convolution"):
+        mr.fold(nn.Linear(2, 2))
