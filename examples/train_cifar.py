@@ -13,6 +13,9 @@ Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bound
 gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
 is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
 
+Measured: --depth 20 --data cifar10 --epochs 5, seed 0, on the CIFAR-10 (JPEG) images, which are harder than the official
+ones: test accuracy 80.03 % after the last epoch, 10.7 minutes on a CPU with 2 cores (430 images/s).
+
 Exit status: 0 done; 1 training failed (a loss that is not finite, a full disk); 2 unusable arguments, data or device;
 130 interrupted, with a checkpoint.
 """
@@ -78,9 +81,11 @@ def main() -> int:
     if min(args.batch_size, len(dataset.train_images)) == 1 and size <= shrinks:
         parser.error("argument --batch-size: batch norm needs two images where the network shrinks them to one pixel")
 
-    # 2. Model. Every block starts as the identity (zero_init_last), without which the deep ones begin by blowing up:
-    # the gradient of ResNet-101 has norm 5 at the first step, and 560 otherwise; ResNet-110's 0.3, and 14.
-    model = models.build(args.depth, dataset.num_classes, args.stem, zero_init_last=True).to(device)
+    # 2. Model. Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the
+    # first gradient of ResNet-101 has norm 6 so, and 620 otherwise. ResNet-20 (4 otherwise) learns faster without it.
+    model = models.build(
+        args.depth, dataset.num_classes, args.stem, zero_init_last=args.depth not in (20, 32, 44, 56)
+    ).to(device)
     say(
         f"ResNet-{args.depth} on {dataset.name}: {sum(p.size for p in model.parameters()):,} parameters, "
         f"{len(dataset.train_images):,} training images, on {device} with {mr.kernels.in_use(device)} kernels"
