@@ -13,8 +13,8 @@ Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bound
 gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
 is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
 
-Measured: --depth 20 --data cifar10 --epochs 5, seed 0, on the CIFAR-10 (JPEG) images, which are harder than the official
-ones: test accuracy 80.03 % after the last epoch, 10.7 minutes on a CPU with 2 cores (430 images/s).
+Measured: --depth 20 --data cifar10 --epochs 5, seed 0, on the CIFAR-10 (JPEG) images, which are harder than the
+official ones: test accuracy 80.03 % after the last epoch, 10.7 minutes on a CPU with 2 cores (430 images/s).
 
 Exit status: 0 done; 1 training failed (a loss that is not finite, a full disk); 2 unusable arguments, data or device;
 130 interrupted, with a checkpoint.

@@ -2,8 +2,8 @@
 
 The reference lays out the columns of the whole batch: 9 times the input for a 3x3 window, written to memory and
 read back by the matrix product. Here each worker goes through its images a few at a time, so that the columns
-(4 MB at most) are still in its cache when they are multiplied: laying out one layer's columns takes 2.8 ms instead
-of 20-47. They are copied by one call, from a view in which every window is a row (as_strided).
+(4 MB at most) are still in its cache when they are multiplied. They are copied by one call, from a view in which every
+window is a row (as_strided).
 
     forward           columns(x) @ weight                              per chunk
     weight gradient   columns(x)ᵀ @ dy                                 summed over chunks and workers

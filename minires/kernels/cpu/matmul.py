@@ -70,5 +70,5 @@ _ONES = np.ones(1 << 14, np.float32)
 
 
 def ones(n: int) -> np.ndarray:
-    """(n,) ones: ones @ matrix is the sum of its rows, 60 times faster than matrix.sum(axis=0) for short rows."""
+    """(n,) ones: ones @ matrix is the sum of its rows, 20 times faster than matrix.sum(axis=0) for rows of 16."""
     return _ONES[:n] if n <= _ONES.size else np.ones(n, np.float32)

@@ -4,7 +4,7 @@ NumPy releases Python's global lock while it computes, so plain Python threads r
 A kernel splits its batch into one part for each worker and gives each part, start to end, to one thread;
 BLAS is held to one thread meanwhile, since its own threads would compete for the same cores. Matrix products
 gain nothing from this, but all the rest (im2col, batch norm, ReLU) becomes parallel too: a ResNet-18 training
-step fell from 1177 to 755 ms on two cores.
+step of one worker takes 2626 ms, of two 1579 (docs/fast-cpu.md).
 
 Two rules make it work. Calls of less than 20 microseconds do not scale, because each holds the lock to start:
 so few, large calls. And an array of more than a megabyte has left the cache before the next operation reads it:
