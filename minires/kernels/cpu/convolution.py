@@ -145,8 +145,9 @@ def backward(
         compute, total_shape, store_dweight = _any_stride_backward(weight, geometry, dx is not None)
 
     # One sum for each worker, by where its part begins. Made here and not in scratch memory, because a worker may turn
-    # to another caller's task before this one has read the sum.
-    totals = {begin: np.empty(total_shape, np.float32) for begin, _ in split(x_shape[0]) if dweight is not None}
+    # to another caller's task before this one has read the sum. Its first chunk sets it; without images there is none.
+    new = np.empty if x_shape[0] else np.zeros
+    totals = {begin: new(total_shape, np.float32) for begin, _ in split(x_shape[0]) if dweight is not None}
 
     def part(begin: int, end: int) -> list[Any]:
         results = []

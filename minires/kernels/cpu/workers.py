@@ -88,13 +88,19 @@ def _forget_after_fork() -> None:
     _pool, _pool_lock, _blas = None, threading.Lock(), _OneBlasThread()
 
 
+THREAD_NAME = "minires worker"
+
+
 def split(n: int) -> list[tuple[int, int]]:
-    """range(n) in at most `count` contiguous parts of almost equal length, none empty."""
-    parts = max(min(count, n), 1)
+    """range(n) in at most `count` contiguous parts of almost equal length, none empty unless n is 0.
+
+    A task may call a kernel itself: a worker then does all of it, since workers waiting for workers wait forever.
+    """
+    within_task = threading.current_thread().name.startswith(THREAD_NAME)
+    parts = 1 if within_task else max(min(count, n), 1)
     return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
-THREAD_NAME = "minires worker"
 SMALL_BYTES = 1 << 20  # one core copies this in the time it takes to wake another and to wait for it, 0.1 ms
 
 
@@ -108,10 +114,7 @@ def parallel(task: Callable[[int, int], Result], n: int, nbytes: int | None = No
     writes into the caller's arrays.
     """
     global _pool
-    too_little = nbytes is not None and nbytes < SMALL_BYTES
-    # A task may call a kernel itself. A worker then does all of it, since workers waiting for workers wait forever.
-    within_task = threading.current_thread().name.startswith(THREAD_NAME)
-    parts = [(0, n)] if too_little or within_task else split(n)
+    parts = [(0, n)] if nbytes is not None and nbytes < SMALL_BYTES else split(n)
     with _blas.limited():
         if len(parts) == 1:
             return [task(*parts[0])]

@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minires as mr
 import minires.functional as F
 from minires import kernels, models, nn, optim
+from minires.testing import with_layout
 
 
 @pytest.fixture(autouse=True)
 def _fast_kernels() -> Iterator[None]:
+    before = kernels._choice
     kernels.use("auto")
     yield
-    kernels.use("auto")
+    kernels.use(before)
 
 
 def layers_of(*spec: tuple[int, int, int, int, int], seed: int = 0) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -105,8 +107,7 @@ def test_equals_layer_by_layer_for_any_geometry(n, h, w, channels, width, kernel
     """Sizes from one pixel up that neither the kernel nor the stride divides; only where batch norm has 2 values."""
     first, second = (channels, width, kernel, stride, kernel // 2), (width, channels, 1, 1, 0)
     ho, wo = ((size + 2 * (kernel // 2) - kernel) // stride + 1 for size in (h, w))
-    if n * ho * wo < 4:  # with 2 or 3 values the variance may be nearly 0, which amplifies rounding without bound
-        return
+    assume(n * ho * wo >= 4)  # of 2 or 3 values the variance may be nearly 0, which amplifies rounding without bound
     arguments = (lambda: layers_of(first, second, seed=seed)), (n, h, w, channels), None, True
     assert_same(run(*arguments, "auto"), run(*arguments, "reference"), tolerance=5e-3)
 
@@ -146,6 +147,41 @@ def test_frozen_parts_get_no_gradient(frozen):
     assert (x.grad is None) == (frozen == "x")
     assert all((p.grad is None) == (frozen == "conv") for conv, _ in layers for p in conv.parameters())
     assert all((p.grad is None) == (frozen == "norm") for _, norm in layers for p in norm.parameters())
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "read-only"])
+def test_any_layout_in_memory(layout):
+    """Inputs, shortcut and incoming gradient as the caller happens to have them; none of them is written to."""
+    rng = np.random.default_rng(0)
+    x, other, dy = rng.standard_normal((3, 2, 5, 6, 4)).astype(np.float32)
+    results = {}
+    for kind in ("contiguous", layout):
+        layers = layers_of((4, 6, 1, 1, 0), (6, 4, 3, 1, 1))
+        given_arrays = [with_layout(a, kind) for a in (x, other, dy)]
+        leaves = [mr.Tensor(a, requires_grad=True) for a in given_arrays[:2]]
+        nn.branch(leaves[0], layers, leaves[1], relu=False).backward(given_arrays[2])
+        results[kind] = [leaf.grad for leaf in leaves] + [p.grad for p in parameters(layers)]
+        for array, original in zip(given_arrays, (x, other, dy)):
+            np.testing.assert_array_equal(array, original)
+    for a, b in zip(results[layout], results["contiguous"]):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_are_arrays_of_their_own():
+    """Without a last ReLU the shortcut's gradient is dz itself: adding to one leaf's must not change the other's."""
+    x, other = (mr.Tensor(np.ones((2, 4, 4, 3), np.float32) * i, requires_grad=True) for i in (1, 2))
+    dz = np.ones((2, 4, 4, 3), np.float32)
+    nn.branch(x, layers_of((3, 3, 3, 1, 1)), other, relu=False).backward(dz)
+    assert not np.shares_memory(x.grad, other.grad)
+    assert not np.shares_memory(other.grad, dz)
+
+
+def test_nan_is_not_hidden():
+    """A diverged network must be seen to have diverged: no ReLU on the way turns NaN into 0."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    x[1, 2, 2, 1] = np.nan
+    y = nn.branch(mr.Tensor(x), layers_of((3, 4, 3, 1, 1), (4, 3, 1, 1, 0)))
+    assert np.isnan(y.numpy()).all()
 
 
 def test_zero_weights_and_exact_zeros():
@@ -202,9 +238,9 @@ def test_wrong_shapes(shape, residual, message):
         nn.branch(mr.Tensor(np.zeros(shape, np.float32)), layers_of((3, 4, 3, 1, 1)), other)
 
 
-@pytest.mark.parametrize(("depth", "size"), [(20, 32), (18, 16)])
-def test_networks_train_alike_with_both_rooms(depth, size):
-    """Three steps of Adam: the losses agree to rounding."""
+@pytest.mark.parametrize(("depth", "size", "tolerance"), [(20, 32, 1e-5), (18, 16, 1e-3)])
+def test_networks_train_alike_with_both_rooms(depth, size, tolerance):
+    """Three steps of Adam: the losses agree to rounding. Measured: 1e-7 and, with Winograd's layers, 2e-4."""
     losses = {}
     for room in ("auto", "reference"):
         kernels.use(room)
@@ -219,4 +255,4 @@ def test_networks_train_alike_with_both_rooms(depth, size):
             loss.backward()
             optimizer.step()
             losses[room].append(loss.item())
-    np.testing.assert_allclose(losses["auto"], losses["reference"], rtol=2e-3)
+    np.testing.assert_allclose(losses["auto"], losses["reference"], rtol=tolerance)

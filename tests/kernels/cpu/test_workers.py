@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from minires import kernels
+from minires.kernels import reference
 from minires.kernels.cpu import workers
 
 OPTIONS = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
@@ -102,6 +104,52 @@ def test_a_task_may_itself_run_in_parallel():
     assert done == [[[2, 2], [4]]]  # the caller's part splits its work again, the worker's does not
 
 
+@pytest.mark.parametrize("channels", [5, 32])
+def test_a_task_may_call_kernels(channels):
+    """Their own parts must be those that are computed: in a worker there is one, in the caller there are several."""
+    workers.set_count(2)
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 6, 16, 16, channels))
+    weight = rng.standard_normal((3, 3, channels, channels))
+    exact = reference.conv2d_backward(dy, x, weight, need_dx=True, need_dweight=True, **OPTIONS)
+    x, dy, weight = (a.astype(np.float32) for a in (x, dy, weight))
+    garbage = [np.full((channels, 9 * channels), np.nan, np.float32) for _ in range(20)]
+    del garbage  # the freed memory is what np.empty gets next
+
+    def task(begin: int, end: int) -> tuple:
+        return kernels.cpu.conv2d_backward(dy, x, weight, need_dx=True, need_dweight=True, **OPTIONS)
+
+    for gradients in workers.parallel(task, 2):
+        for a, b in zip(gradients, exact):
+            np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * np.abs(b).max())
+
+
+def test_scratch_memory_belongs_to_one_thread_and_one_name():
+    workers.set_count(2)
+    barrier = threading.Barrier(2, timeout=20)  # both parts really run at the same time, in two threads
+
+    def task(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        mine, other = workers.scratch("test a", (3, 4)), workers.scratch("test b", (3, 4))
+        mine[...], other[...] = begin, 7
+        barrier.wait()
+        assert (mine == begin).all()
+        assert (other == 7).all()
+        return mine, workers.scratch("test a", (2, 5))
+
+    (first, first_again), (second, second_again) = workers.parallel(task, 2)
+    assert not np.shares_memory(first, second)
+    assert np.shares_memory(first, first_again)
+    assert np.shares_memory(second, second_again)
+
+
+def test_the_zero_border_stays_zero():
+    """The buffer is used again for images of the same size, but of other values and numbers."""
+    for n, value in ((1, 5.0), (3, 6.0), (2, np.nan), (3, 7.0)):
+        padded = workers.zero_bordered(np.full((n, 2, 3, 2), value, np.float32), (2, 1))
+        expected = np.pad(np.full((n, 2, 3, 2), value), ((0, 0), (2, 2), (1, 1), (0, 0)))
+        np.testing.assert_array_equal(padded, expected)
+
+
 def test_several_user_threads_at_once():
     workers.set_count(2)
     expected = [convolution(seed) for seed in range(4)]
@@ -146,10 +194,41 @@ def run(): return cpu.conv2d(x, w, None, (1, 1), (1, 1), (1, 1), 1).sum()
 before = run()
 child = os.fork()
 if child == 0:
-    os._exit(0 if run() == before else 1)
+    sys.exit(int(run() != before))  # an ordinary end, which joins the child's own threads
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or int(run() != before))
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
+def test_ctrl_c_ends_a_process_that_computes():
+    """A real signal, at moments that nobody chose: computing goes on after it, and the process ends by itself."""
+    code = """
+import numpy as np
+from minires.kernels import cpu
+from minires.kernels.cpu import workers
+workers.set_count(2)
+x, w = np.ones((16, 16, 16, 32), np.float32), np.ones((3, 3, 32, 32), np.float32)
+def run(): return cpu.conv2d(x, w, None, (1, 1), (1, 1), (1, 1), 1).sum()
+before = run()
+for attempt in range(3):
+    try:
+        print("computing", flush=True)
+        while True: run()
+    except KeyboardInterrupt:
+        assert run() == before
+print("done", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(3):
+            assert process.stdout.readline() == "computing\n"
+            threading.Event().wait(0.05)
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "done\n"
+        assert process.returncode == 0
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "", "1.5"])
