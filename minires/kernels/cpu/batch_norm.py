@@ -4,9 +4,10 @@ Written as array expressions, normalise + add + ReLU are three passes over array
 and the reference makes about ten. Here there is one to measure (mean and variance) and one to apply; backward
 has one to reduce and one to apply. Each chunk of half a megabyte goes through all operations while it is cached.
 
-The mean and variance of a chunk are taken around the chunk's own mean, then merged in float64: adding up squares
-in float32 would lose the variance of channels whose mean is large.
-Source of the merge: Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for variances.
+Mean and variance are taken in the same pass: adding up x and x² in float32 would lose the variance of channels whose
+mean is large, so the sums are of x - shift and (x - shift)², with the first value met as the shift. Each column of the
+wide rows (elementwise.py) has sums of its own, and only the totals of all chunks are folded to channels, in float64.
+Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance, on shifted data and on merging.
 
 Reading order: after elementwise.py. Next: pooling.py.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minires.kernels.cpu.elementwise import chunks, mask_gradient, relu_in_place, repeats, wide
+from minires.kernels.cpu.elementwise import blocks, chunks, mask_gradient, relu_in_place, repeats, wide
 from minires.kernels.cpu.matmul import ones
 from minires.kernels.cpu.workers import parallel, scratch
 
@@ -27,50 +28,61 @@ def column_sum(x: np.ndarray) -> np.ndarray:
     rows = wide(x, repeats(x.size // channels, channels))
 
     def part(begin: int, end: int) -> np.ndarray:
-        return sum(sum_rows(rows[chunk], channels) for chunk in chunks(begin, end, rows.shape[1]))
+        return sum((ones(block.shape[0]) @ block for block in blocks(rows[begin:end])), np.zeros(rows.shape[1]))
 
-    return sum(parallel(part, rows.shape[0])).astype(np.float32)
+    return fold(sum(parallel(part, rows.shape[0])), channels).astype(np.float32)
 
 
-def sum_rows(rows: np.ndarray, channels: int) -> np.ndarray:
-    """(rows, R*C) -> (C,) in float64."""
-    return (ones(rows.shape[0]) @ rows).reshape(-1, channels).sum(axis=0, dtype=np.float64)
+def fold(wide_row: np.ndarray, channels: int) -> np.ndarray:
+    """(R*C,) -> (C,): the sum over the R positions of a wide row."""
+    return wide_row.reshape(-1, channels).sum(axis=0)
+
+
+class Moments:
+    """Mean and sum of squares around the mean, of wide rows (n, R*C) that come a chunk at a time."""
+
+    def __init__(self) -> None:
+        self.count = 0  # rows so far
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take in a chunk."""
+        if self.count == 0:
+            self.shift = rows[0].copy()
+            self.sum, self.squares = np.zeros((2, rows.shape[1]))  # of x - shift and of its square
+        centred, one = scratch("centred", rows.shape), ones(rows.shape[0])
+        np.subtract(rows, self.shift, out=centred)
+        self.sum += one @ centred
+        np.multiply(centred, centred, out=centred)
+        self.squares += one @ centred
+        self.count += rows.shape[0]
+
+    @staticmethod
+    def merged(parts: list[Moments], channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and biased variance per channel, (C,) in float32, of all that was added to any of `parts`."""
+        means = [part.shift + part.sum / part.count for part in parts]  # (R*C,) each, in float64
+        r = means[0].size // channels
+        count = r * sum(part.count for part in parts)
+        mean = fold(sum(part.count * m for part, m in zip(parts, means)), channels) / count
+        wide_mean = np.tile(mean, r)
+        squares = sum(
+            part.squares - part.sum**2 / part.count + part.count * (m - wide_mean) ** 2 for part, m in zip(parts, means)
+        )  # around the mean of all, not that of the column
+        return mean.astype(np.float32), (fold(squares, channels) / count).astype(np.float32)
 
 
 def batch_norm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """See reference.batch_norm_statistics."""
     x = np.ascontiguousarray(x)
     channels = x.shape[-1]
-    r = repeats(x.size // channels, channels)
-    rows = wide(x, r)
+    rows = wide(x, repeats(x.size // channels, channels))
 
-    def part(begin: int, end: int) -> tuple[int, np.ndarray, np.ndarray]:
-        merged = None
-        for chunk in chunks(begin, end, rows.shape[1]):
-            block = rows[chunk]
-            count = block.shape[0] * r
-            mean = sum_rows(block, channels) / count
-            centred = scratch("centred", block.shape)
-            np.subtract(block, np.tile(mean.astype(np.float32), r), out=centred)
-            np.multiply(centred, centred, out=centred)
-            moments = (count, mean, sum_rows(centred, channels))
-            merged = moments if merged is None else merge(merged, moments)
-        return merged
+    def part(begin: int, end: int) -> Moments:
+        moments = Moments()
+        for block in blocks(rows[begin:end]):
+            moments.add(block)
+        return moments
 
-    parts = parallel(part, rows.shape[0])
-    total = parts[0]
-    for other in parts[1:]:
-        total = merge(total, other)
-    count, mean, squares = total
-    return mean.astype(np.float32), (squares / count).astype(np.float32)
-
-
-def merge(a: tuple, b: tuple) -> tuple:
-    """(count, mean, sum of squares around the mean) of two samples together."""
-    (n, mean_a, squares_a), (m, mean_b, squares_b) = a, b
-    difference = mean_b - mean_a
-    mean = mean_a + difference * (m / (n + m))
-    return n + m, mean, squares_a + squares_b + difference**2 * (n * m / (n + m))
+    return Moments.merged(parallel(part, rows.shape[0]), channels)
 
 
 def batch_norm_apply(
@@ -129,7 +141,7 @@ def batch_norm_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """See reference.batch_norm_backward.
 
-    dx = weight/std * (g - Σg/M - x̂ Σ(g x̂)/M), with g the gradient behind the ReLU, is a*g + b*x + c per channel.
+    dx = weight/std * (g - Σg/M - x̂ Σ(g x̂)/M), with g the gradient behind the ReLU, is a * (g + b*x + c) per channel.
     """
     dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
     channels = x.shape[-1]
@@ -137,7 +149,6 @@ def batch_norm_backward(
     r = repeats(count, channels)
     x_rows, dy_rows = wide(x, r), wide(dy, r)
     y_rows = wide(np.ascontiguousarray(y), r) if relu else None
-    wide_mean = np.tile(mean, r)
     g_rows = dy_rows  # where the gradient behind the ReLU is read, or written first if it is needed as a whole
     if relu and need_dresidual:
         g_rows = wide(np.empty_like(x), r)
@@ -150,21 +161,16 @@ def batch_norm_backward(
         mask_gradient(dy_rows[chunk], y_rows[chunk], out=out)
         return out
 
-    def reduce(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        sum_g, sum_gx = 0.0, 0.0
+    def reduce(begin: int, end: int) -> GradientSums:
+        sums = GradientSums(mean, r)
         for chunk in chunks(begin, end, x_rows.shape[1]):
-            block = x_rows[chunk]
-            g = gradient(chunk, g_rows[chunk] if need_dresidual else scratch("masked", block.shape))
-            product = scratch("centred", block.shape)
-            np.subtract(block, wide_mean, out=product)
-            np.multiply(product, g, out=product)
-            sum_g = sum_g + sum_rows(g, channels)
-            sum_gx = sum_gx + sum_rows(product, channels)
-        return sum_g, sum_gx
+            out = g_rows[chunk] if need_dresidual else scratch("masked", x_rows[chunk].shape)
+            sums.add(gradient(chunk, out), x_rows[chunk])
+        return sums
 
     sums = parallel(reduce, x_rows.shape[0])
     (a, b, c), dweight, dbias = backward_coefficients(
-        [sum(s) for s in zip(*sums)], count if training else None, mean, var, weight, eps
+        GradientSums.merged(sums, channels), count if training else None, mean, var, weight, eps
     )
     a, b, c = (np.tile(v, r) for v in (a, b, c))
 
@@ -172,28 +178,53 @@ def batch_norm_backward(
         for chunk in chunks(begin, end, x_rows.shape[1]):
             out = dx_rows[chunk]
             g = g_rows[chunk] if need_dresidual else gradient(chunk, scratch("masked", out.shape))
-            scaled = scratch("centred", out.shape)
-            np.multiply(g, a, out=scaled)
             np.multiply(x_rows[chunk], b, out=out)
-            np.add(out, scaled, out=out)
             np.add(out, c, out=out)
+            np.add(out, g, out=out)
+            np.multiply(out, a, out=out)
 
     parallel(apply, x_rows.shape[0])
     dresidual = g_rows.reshape(x.shape) if need_dresidual else None
     return dx, dweight, dbias, dresidual
 
 
+class GradientSums:
+    """Σ g and Σ g (x - mean) per wide column, of chunks of wide rows; mean (C,) is repeated R times."""
+
+    def __init__(self, mean: np.ndarray, r: int) -> None:
+        self.mean = np.tile(mean, r)
+        self.g, self.gx = np.zeros((2, self.mean.size))
+
+    def add(self, g: np.ndarray, x: np.ndarray) -> None:
+        """Take in a chunk."""
+        product, one = scratch("centred", g.shape), ones(g.shape[0])
+        np.subtract(x, self.mean, out=product)
+        np.multiply(product, g, out=product)
+        self.g += one @ g
+        self.gx += one @ product
+
+    @staticmethod
+    def merged(parts: list[GradientSums], channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both sums per channel, (C,) in float64."""
+        return fold(sum(part.g for part in parts), channels), fold(sum(part.gx for part in parts), channels)
+
+
 def backward_coefficients(
-    sums: list[np.ndarray], count: int | None, mean: np.ndarray, var: np.ndarray, weight: np.ndarray, eps: float
+    sums: tuple[np.ndarray, np.ndarray],
+    count: int | None,
+    mean: np.ndarray,
+    var: np.ndarray,
+    weight: np.ndarray,
+    eps: float,
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-    """(a, b, c) of dx = a*g + b*x + c, dweight and dbias, all (C,), from sums = [Σ g, Σ g (x - mean)].
+    """(a, b, c) of dx = a * (g + b*x + c), dweight and dbias, all (C,), from sums = Σ g, Σ g (x - mean).
 
     `count` is M, or None in evaluation, where dx = a*g. Computed in float64, returned in float32.
     """
     inverse_std = 1 / np.sqrt(var.astype(np.float64) + eps)
     dbias, dweight = sums[0], sums[1] * inverse_std
     a = weight * inverse_std
-    b = -a * inverse_std * dweight / count if count else 0 * a
-    c = -a * dbias / count - b * mean if count else 0 * a
+    b = -inverse_std * dweight / count if count else 0 * a
+    c = -dbias / count - b * mean if count else 0 * a
     a, b, c, dweight, dbias = (v.astype(np.float32) for v in (a, b, c, dweight, dbias))
     return (a, b, c), dweight, dbias

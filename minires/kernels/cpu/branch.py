@@ -17,13 +17,14 @@ Reading order: after batch_norm.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from minires.kernels.cpu import convolution
-from minires.kernels.cpu.batch_norm import backward_coefficients, merge, scale_and_shift, sum_rows
+from minires.kernels.cpu.batch_norm import GradientSums, Moments, backward_coefficients, scale_and_shift
 from minires.kernels.cpu.elementwise import chunks, mask_gradient, positive_mask, relu_in_place, repeats, wide
 from minires.kernels.cpu.workers import parallel, scratch
 from minires.kernels.geometry import Geometry, output_size
@@ -57,11 +58,9 @@ def branch(
     shape, saved = x.shape, []
     for layer in layers:
         y = np.empty((shape[0], *output_size(shape, *layer.geometry), layer.weight.shape[3]), np.float32)
-        moments = convolution.forward(load, shape, layer.weight, layer.geometry, y, _statistics(y))
-        count, mean, squares = moments[0]
-        for other in moments[1:]:
-            count, mean, squares = merge((count, mean, squares), other)
-        saved.append(Saved(y, mean.astype(np.float32), (squares / count).astype(np.float32)))
+        finished = convolution.forward(load, shape, layer.weight, layer.geometry, y, partial(_Statistics, y))
+        mean, var = Moments.merged([part.moments for part in finished], y.shape[3])
+        saved.append(Saved(y, mean, var))
         load, shape = _normalised(layer, saved[-1]), y.shape
     return _join(layers[-1], saved[-1], residual, relu), saved
 
@@ -80,7 +79,7 @@ def evaluate_branch(
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
         finish = _epilogue(y, scale, shift, residual if last else None, relu or not last)
-        convolution.forward(_plain(x), x.shape, weight, geometry, y, finish)
+        convolution.forward(_plain(x), x.shape, weight, geometry, y, lambda: finish)  # noqa: B023, called at once
         x = y
     return x
 
@@ -108,33 +107,31 @@ def branch_backward(
     while saved:
         layer, here = layers[len(saved) - 1], saved.pop()
         count = here.y.size // here.y.shape[3]  # M
-        coefficients, dbn_weight, dbn_bias = backward_coefficients(
+        (scale, slope, offset), dbn_weight, dbn_bias = backward_coefficients(
             sums, count, here.mean, here.var, layer.bn_weight, layer.eps
         )
-        load_dy = _batch_norm_gradient(g, here.y, coefficients)
+        load_dy = _batch_norm_gradient(g, here.y, slope, offset)
         if saved:  # the input is the layer before's output, normalised
             before, shape = saved[-1], saved[-1].y.shape
             load_x, dx = _normalised(layers[len(saved) - 1], before), np.empty(shape, np.float32)
-            finish = _mask_and_sums(dx, before)
+            new_finish = partial(_MaskAndSums, dx, before)
         else:
             shape, load_x = x.shape, _plain(x)
             dx = np.empty(shape, np.float32) if need_dx else None
-            finish = _add(dx, dresidual) if need_dx and add_residual else _nothing
+            new_finish = partial(_add, dx, dresidual) if need_dx and add_residual else None
         dweight = dweights[len(saved)]
         dweight = np.empty(layer.weight.shape, np.float32) if dweight is None else dweight
-        results = convolution.backward(load_dy, load_x, shape, layer.weight, layer.geometry, dx, dweight, finish)
+        finished = convolution.backward(
+            load_dy, load_x, shape, layer.weight, layer.geometry, dx, dweight, new_finish, scale
+        )
         gradients.append((dweight, dbn_weight, dbn_bias))
         if saved:
-            sums = [sum(s) for s in zip(*results)]
+            sums = GradientSums.merged([part.sums for part in finished], dx.shape[3])
         g = dx
     return dx, gradients[::-1], dresidual
 
 
 # What is done to a chunk [a, b) of images, before and after the convolution (see convolution.forward and .backward).
-
-
-def _nothing(a: int, b: int) -> None:
-    return None
 
 
 def _plain(x: np.ndarray) -> convolution.Load:
@@ -163,25 +160,19 @@ def _normalised(layer: Layer, saved: Saved) -> convolution.Load:
     return load
 
 
-def _statistics(y: np.ndarray) -> convolution.Finish:
-    """(count, mean, sum of squares around the mean) per channel of a chunk."""
-    r, channels = _rows_of(y), y.shape[3]
+class _Statistics:
+    """Takes in the moments of each chunk of the convolution's output."""
 
-    def finish(a: int, b: int) -> tuple[int, np.ndarray, np.ndarray]:
-        rows = wide(y[a:b], r)
-        count = rows.shape[0] * r
-        mean = sum_rows(rows, channels) / count
-        centred = scratch("centred", rows.shape)
-        np.subtract(rows, np.tile(mean.astype(np.float32), r), out=centred)
-        np.multiply(centred, centred, out=centred)
-        return count, mean, sum_rows(centred, channels)
+    def __init__(self, y: np.ndarray) -> None:
+        self.y, self.r, self.moments = y, _rows_of(y), Moments()
 
-    return finish
+    def __call__(self, a: int, b: int) -> None:
+        self.moments.add(wide(self.y[a:b], self.r))
 
 
 def _epilogue(
     y: np.ndarray, scale: np.ndarray | None, shift: np.ndarray, residual: np.ndarray | None, relu: bool
-) -> convolution.Finish:
+) -> Callable[[int, int], None]:
     """y = [relu](y * scale + shift [+ residual]) of a chunk, in place."""
     r = _rows_of(y)
     wide_scale, wide_shift = None if scale is None else np.tile(scale, r), np.tile(shift, r)
@@ -199,49 +190,41 @@ def _epilogue(
     return finish
 
 
-def _batch_norm_gradient(g: np.ndarray, y: np.ndarray, coefficients: tuple) -> convolution.Load:
-    """The gradient of the convolution's output, a*g + b*y + c, of a chunk, in scratch memory."""
+def _batch_norm_gradient(g: np.ndarray, y: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> convolution.Load:
+    """The gradient of the convolution's output, up to its scale: g + slope*y + offset of a chunk, in scratch memory."""
     r = _rows_of(y)
-    a_wide, b_wide, c_wide = (np.tile(v, r) for v in coefficients)
+    wide_slope, wide_offset = np.tile(slope, r), np.tile(offset, r)
 
     def load(a: int, b: int) -> np.ndarray:
         out = scratch("branch dy", y[a:b].shape)
-        scaled = scratch("centred", wide(out, r).shape)
         rows = wide(out, r)
-        np.multiply(wide(y[a:b], r), b_wide, out=rows)
-        np.add(rows, c_wide, out=rows)
-        np.multiply(wide(g[a:b], r), a_wide, out=scaled)
-        np.add(rows, scaled, out=rows)
+        np.multiply(wide(y[a:b], r), wide_slope, out=rows)
+        np.add(rows, wide_offset, out=rows)
+        np.add(rows, wide(g[a:b], r), out=rows)
         return out
 
     return load
 
 
-def _mask_and_sums(dx: np.ndarray, before: Saved) -> convolution.Finish:
-    """Takes a chunk of dx back through the ReLU, in place; returns Σ g and Σ g (y - mean).
+class _MaskAndSums:
+    """Takes a chunk of dx back through the ReLU, in place, and adds up Σ g and Σ g (y - mean).
 
     Runs right after the chunk's convolution, so "branch input" still holds the chunk's relu(batch_norm(y)).
     """
-    r, channels = _rows_of(dx), dx.shape[3]
-    mean = np.tile(before.mean, r)
 
-    def finish(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-        g, y = wide(dx[a:b], r), wide(before.y[a:b], r)
+    def __init__(self, dx: np.ndarray, before: Saved) -> None:
+        self.dx, self.y, self.r = dx, before.y, _rows_of(dx)
+        self.sums = GradientSums(before.mean, self.r)
+
+    def __call__(self, a: int, b: int) -> None:
+        g = wide(self.dx[a:b], self.r)
         mask = positive_mask(scratch("branch input", g.shape))
         np.bitwise_and(g.view(np.int32), mask, out=g.view(np.int32))
-        product = scratch("centred", g.shape)
-        np.subtract(y, mean, out=product)
-        np.multiply(product, g, out=product)
-        return sum_rows(g, channels), sum_rows(product, channels)
-
-    return finish
+        self.sums.add(g, wide(self.y[a:b], self.r))
 
 
-def _add(dx: np.ndarray, other: np.ndarray) -> convolution.Finish:
-    def finish(a: int, b: int) -> None:
-        np.add(dx[a:b], other[a:b], out=dx[a:b])
-
-    return finish
+def _add(dx: np.ndarray, other: np.ndarray) -> Callable[[int, int], None]:
+    return lambda a, b: np.add(dx[a:b], other[a:b], out=dx[a:b])
 
 
 # The end of the branch, where the shortcut joins: a pass of its own, since all of the last convolution's output must
@@ -269,23 +252,20 @@ def _join(layer: Layer, last: Saved, residual: np.ndarray | None, relu: bool) ->
     return z
 
 
-def _reduce_join(dz: np.ndarray, z: np.ndarray, last: Saved, relu: bool) -> tuple[np.ndarray, list[np.ndarray]]:
-    """g, the gradient behind the final ReLU, and [Σ g, Σ g (y - mean)] per channel."""
+def _reduce_join(
+    dz: np.ndarray, z: np.ndarray, last: Saved, relu: bool
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """g, the gradient behind the final ReLU, and (Σ g, Σ g (y - mean)) per channel."""
     r, channels = _rows_of(z), z.shape[3]
-    mean = np.tile(last.mean, r)
     g = np.empty_like(z) if relu else dz
     g_rows, dz_rows, z_rows, y_rows = (wide(array, r) for array in (g, dz, z, last.y))
 
-    def part(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        sum_g, sum_gy = 0.0, 0.0
+    def part(begin: int, end: int) -> GradientSums:
+        sums = GradientSums(last.mean, r)
         for chunk in chunks(begin, end, z_rows.shape[1]):
             if relu:
                 mask_gradient(dz_rows[chunk], z_rows[chunk], out=g_rows[chunk])
-            product = scratch("centred", g_rows[chunk].shape)
-            np.subtract(y_rows[chunk], mean, out=product)
-            np.multiply(product, g_rows[chunk], out=product)
-            sum_g = sum_g + sum_rows(g_rows[chunk], channels)
-            sum_gy = sum_gy + sum_rows(product, channels)
-        return sum_g, sum_gy
+            sums.add(g_rows[chunk], y_rows[chunk])
+        return sums
 
-    return g, [sum(s) for s in zip(*parallel(part, z_rows.shape[0]))]
+    return g, GradientSums.merged(parallel(part, z_rows.shape[0]), channels)

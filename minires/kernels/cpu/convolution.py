@@ -21,15 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from minires.kernels import reference
 from minires.kernels.cpu import plan, winograd
-from minires.kernels.cpu.matmul import matmul, matmul_transposed
+from minires.kernels.cpu.matmul import matmul, matmul_transposed, panel_width, panels
 from minires.kernels.cpu.workers import parallel, scratch, split, zero_bordered
 from minires.kernels.geometry import Geometry, Two, output_size
 
@@ -54,7 +52,7 @@ def conv2d(
         if bias is not None:
             np.add(y[a:b], bias, out=y[a:b])
 
-    forward(lambda a, b: x[a:b], x.shape, weight, geometry, y, add_bias)
+    forward(lambda a, b: x[a:b], x.shape, weight, geometry, y, lambda: add_bias)
     return y
 
 
@@ -76,46 +74,48 @@ def conv2d_backward(
     dx = np.empty_like(x) if need_dx else None
     geometry = Geometry(weight.shape[:2], stride, padding, dilation)
     dweight = np.empty(weight.shape, np.float32) if need_dweight else None
-    backward(lambda a, b: dy[a:b], lambda a, b: x[a:b], x.shape, weight, geometry, dx, dweight, lambda a, b: None)
+    backward(lambda a, b: dy[a:b], lambda a, b: x[a:b], x.shape, weight, geometry, dx, dweight)
     return dx, dweight
 
 
 # The two drivers. What happens to a chunk of images [a, b) before and after its matrix product is up to the caller:
-# `load` brings the input (x itself, or x normalised in scratch memory, see branch.py) and `finish` works on the
-# output while it is cached. The results of all `finish` calls are returned in order.
+# `load` brings the input (x itself, or x normalised in scratch memory, see branch.py). `new_finish()` gives each worker
+# a function of its own to call on each chunk of the output while that is cached, and to gather what it wants to know;
+# the drivers return these functions, in the order of the workers.
 
 Load = Callable[[int, int], np.ndarray]
-Finish = Callable[[int, int], Any]
+NewFinish = Callable[[], Callable[[int, int], None]]
 
 
 def forward(
-    load: Load, x_shape: tuple, weight: np.ndarray, geometry: Geometry, y: np.ndarray, finish: Finish
+    load: Load, x_shape: tuple, weight: np.ndarray, geometry: Geometry, y: np.ndarray, new_finish: NewFinish
 ) -> list[Any]:
     """y (N,Ho,Wo,O) = the convolution of load(0, N) with weight (kh,kw,C,O)."""
-    weight = np.ascontiguousarray(weight)
-    outputs = weight.shape[3]
-    matrix = weight.reshape(-1, outputs)  # (kh*kw*C, O)
+    kh, kw, c, outputs = weight.shape
     if plan.use_winograd(x_shape, weight.shape, geometry):
-        chunks = partial(plan.winograd_chunks, tiles=x_shape[1] * x_shape[2] // 16, weight_shape=weight.shape)
+        chunks = partial(plan.winograd_chunks, x_shape=x_shape, weight_shape=weight.shape)
         transformed = winograd.transform_weight(weight)
 
         def multiply(x: np.ndarray, out: np.ndarray) -> None:
             winograd.multiply(winograd.transform_patches(x), transformed, out)
 
     else:
-        chunks = partial(plan.chunks, positions=y.shape[1] * y.shape[2], widest=max(matrix.shape))
+        chunks = partial(
+            plan.chunks, positions=y.shape[1] * y.shape[2], widest=max(kh * kw * c, outputs), kernel=(kh, kw)
+        )
+        weight_panels = panels(weight, panel_width(kh * kw * c, outputs))
 
         def multiply(x: np.ndarray, out: np.ndarray) -> None:
-            matmul(columns(x, geometry), matrix, out=out.reshape(-1, outputs))
+            matmul(columns(x, geometry), weight_panels, out=out.reshape(-1, outputs))
 
-    def part(begin: int, end: int) -> list[Any]:
-        results = []
+    def part(begin: int, end: int) -> Callable:
+        finish = new_finish()
         for a, b in chunks(begin, end):
             multiply(load(a, b), y[a:b])
-            results.append(finish(a, b))
-        return results
+            finish(a, b)
+        return finish
 
-    return list(chain.from_iterable(parallel(part, x_shape[0])))
+    return parallel(part, x_shape[0])
 
 
 def backward(
@@ -126,41 +126,46 @@ def backward(
     geometry: Geometry,
     dx: np.ndarray | None,
     dweight: np.ndarray | None,
-    finish: Finish,
+    new_finish: NewFinish | None = None,
+    scale: np.ndarray | None = None,
 ) -> list[Any]:
-    """Fills dx (N,H,W,C) and dweight (kh,kw,C,O), unless they are None; returns the results of finish."""
-    weight = np.ascontiguousarray(weight)
+    """Fills dx (N,H,W,C) and dweight (kh,kw,C,O), unless they are None.
+
+    scale   (O,) if the output's gradient is load_dy(a, b) * scale: multiplied into the weight and its gradient, which
+            are smaller
+    """
     kh, kw, c, o = weight.shape
     h, w = x_shape[1:3]
     turned_padding = (kh - 1 - geometry.padding[0], kw - 1 - geometry.padding[1])
     if dx is not None and plan.use_winograd(x_shape, weight.shape, geometry):
-        chunks = partial(plan.winograd_chunks, tiles=h * w // 16, weight_shape=weight.shape)
-        compute, total_shape, store_dweight = _winograd_backward(weight)
+        chunks = partial(plan.winograd_chunks, x_shape=x_shape, weight_shape=weight.shape)
+        compute, total_shape, store_dweight = _winograd_backward(weight, scale)
     elif dx is not None and (kh, kw) != (1, 1) and geometry[1::2] == ((1, 1), (1, 1)) and min(turned_padding) >= 0:
-        chunks = partial(plan.chunks, positions=h * w, widest=max(kh * kw * o, c), backward=True)
-        compute, total_shape, store_dweight = _stride_1_backward(weight, turned_padding)
+        chunks = partial(plan.chunks, positions=h * w, widest=max(kh * kw * o, c), kernel=(kh, kw), backward=True)
+        compute, total_shape, store_dweight = _stride_1_backward(weight, turned_padding, scale)
     else:
         positions = math.prod(output_size(x_shape, *geometry))
-        chunks = partial(plan.chunks, positions=positions, widest=max(kh * kw * c, o), backward=True)
-        compute, total_shape, store_dweight = _any_stride_backward(weight, geometry, dx is not None)
+        chunks = partial(plan.chunks, positions=positions, widest=max(kh * kw * c, o), kernel=(kh, kw), backward=True)
+        compute, total_shape, store_dweight = _any_stride_backward(weight, geometry, dx is not None, scale)
 
     # One sum for each worker, by where its part begins. Made here and not in scratch memory, because a worker may turn
     # to another caller's task before this one has read the sum. Its first chunk sets it; without images there is none.
     new = np.empty if x_shape[0] else np.zeros
     totals = {begin: new(total_shape, np.float32) for begin, _ in split(x_shape[0]) if dweight is not None}
 
-    def part(begin: int, end: int) -> list[Any]:
-        results = []
+    def part(begin: int, end: int) -> Callable | None:
+        finish = new_finish() if new_finish else None
         for a, b in chunks(begin, end):
             x = load_x(a, b)
             compute(load_dy(a, b), x, None if dx is None else dx[a:b], totals.get(begin), first=a == begin)
-            results.append(finish(a, b))
-        return results
+            if finish:
+                finish(a, b)
+        return finish
 
-    results = parallel(part, x_shape[0])
+    finished = parallel(part, x_shape[0])
     if dweight is not None:
         store_dweight(list(totals.values()), dweight)
-    return list(chain.from_iterable(results))
+    return finished
 
 
 # Three ways to go backward. Each returns
@@ -170,9 +175,12 @@ def backward(
 #     store(totals, dweight)             makes the weight gradient of the workers' totals
 
 
-def _any_stride_backward(weight: np.ndarray, geometry: Geometry, need_dx: bool) -> tuple[Callable, tuple, Callable]:
+def _any_stride_backward(
+    weight: np.ndarray, geometry: Geometry, need_dx: bool, scale: np.ndarray | None
+) -> tuple[Callable, tuple, Callable]:
     kh, kw, c, o = weight.shape
-    transposed = transpose(weight.reshape(-1, o)) if need_dx else None  # (O, kh*kw*C)
+    if need_dx:
+        transposed = panels(np.ascontiguousarray(weight).reshape(-1, o).T, panel_width(o, kh * kw * c), scale)
     one_pixel = geometry[:3] == ((1, 1), (1, 1), (0, 0))
 
     def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, total: np.ndarray | None, first: bool) -> None:
@@ -186,29 +194,31 @@ def _any_stride_backward(weight: np.ndarray, geometry: Geometry, need_dx: bool) 
             matmul(dy_matrix, transposed, out=dcolumns)
             _col2im(dcolumns.reshape(*dy.shape[:3], kh, kw, c), dx, geometry)
 
-    return compute, (kh * kw * c, o), lambda totals, dweight: add_up(totals, out=dweight.reshape(-1, o))
+    return compute, (kh * kw * c, o), lambda totals, dweight: add_up(totals, dweight.reshape(-1, o), scale)
 
 
-def _stride_1_backward(weight: np.ndarray, turned_padding: Two) -> tuple[Callable, tuple, Callable]:
+def _stride_1_backward(
+    weight: np.ndarray, turned_padding: Two, scale: np.ndarray | None
+) -> tuple[Callable, tuple, Callable]:
     kh, kw, c, o = weight.shape
-    turned = turn(weight).reshape(kh * kw * o, c)
+    turned_panels = panels(turned(weight), panel_width(kh * kw * o, c), scale)
     geometry = Geometry((kh, kw), (1, 1), turned_padding, (1, 1))
 
     def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, total: np.ndarray | None, first: bool) -> None:
         laid_out = columns(dy, geometry)  # (m*H*W, kh*kw*O)
-        matmul(laid_out, turned, out=dx.reshape(-1, c))
+        matmul(laid_out, turned_panels, out=dx.reshape(-1, c))
         if total is not None:
             _add_product(total, x.reshape(-1, c), laid_out, first)
 
     def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
         turned_back = dweight.transpose(2, 0, 1, 3)[:, ::-1, ::-1]  # (C, kh, kw, O), as the totals are
-        add_up([total.reshape(c, kh, kw, o) for total in totals], out=turned_back)
+        add_up([total.reshape(c, kh, kw, o) for total in totals], turned_back, scale)
 
     return compute, (c, kh * kw * o), store
 
 
-def _winograd_backward(weight: np.ndarray) -> tuple[Callable, tuple, Callable]:
-    transformed = winograd.transform_weight(turn(weight))  # (36, O, C)
+def _winograd_backward(weight: np.ndarray, scale: np.ndarray | None) -> tuple[Callable, tuple, Callable]:
+    transformed = winograd.transform_weight(turned(weight), scale)
 
     def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, total: np.ndarray | None, first: bool) -> None:
         patches = winograd.transform_patches(dy)  # (36, tiles, O)
@@ -217,7 +227,7 @@ def _winograd_backward(weight: np.ndarray) -> tuple[Callable, tuple, Callable]:
             winograd.add_weight_product(total, x, patches, first)
 
     def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
-        winograd.store_turned_weight_gradient(add_up(totals, out=totals[0]), dweight)
+        winograd.store_turned_weight_gradient(add_up(totals, totals[0]), dweight, scale)
 
     return compute, (36, *weight.shape[2:]), store
 
@@ -231,14 +241,12 @@ def columns(x: np.ndarray, geometry: Geometry) -> np.ndarray:
     ho, wo = output_size(x.shape, *geometry)
     padded = x if padding == (0, 0) else zero_bordered(x, padding)
     image, row, column, number = padded.strides
-    steps = (image, sh * row, sw * column, dh * row, dw * column, number)
-    windows = as_strided(padded, (m, ho, wo, kh, kw, c), steps, writeable=False)
     laid_out = scratch("columns", (m, ho, wo, kh, kw, c))
-    if dw == 1:  # a row of the window is one run of memory: copied as kw*C numbers at a time
-        windows = as_strided(padded, (m, ho, wo, kh, kw * c), (*steps[:4], number), writeable=False)
-        np.copyto(laid_out.reshape(m, ho, wo, kh, kw * c), windows)
-    else:
-        np.copyto(laid_out, windows)
+    # A row of the window is one run of memory, copied as kw*C numbers at a time. np.ndarray makes the view of all
+    # windows in a microsecond, as_strided in six.
+    run, steps = ((kw * c,), (number,)) if dw == 1 else ((kw, c), (dw * column, number))
+    windows = np.ndarray((m, ho, wo, kh, *run), np.float32, padded, 0, (image, sh * row, sw * column, dh * row, *steps))
+    np.copyto(laid_out.reshape(windows.shape), windows)
     return laid_out.reshape(m * ho * wo, kh * kw * c)
 
 
@@ -264,8 +272,8 @@ def _add_product(total: np.ndarray, a: np.ndarray, b: np.ndarray, first: bool) -
     np.add(total, product, out=total)
 
 
-def add_up(totals: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
-    """out = the sum of the workers' arrays, in the order of the workers; the first axis is split over the workers."""
+def add_up(totals: Sequence[np.ndarray], out: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """out (..., O) = the sum of the workers' arrays, in the order of the workers, times scale (O,) if there is one."""
 
     def part(a: int, b: int) -> None:
         if len(totals) == 1:
@@ -274,21 +282,13 @@ def add_up(totals: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
             np.add(totals[0][a:b], totals[1][a:b], out=out[a:b])
         for other in totals[2:]:
             np.add(out[a:b], other[a:b], out=out[a:b])
+        if scale is not None:
+            np.multiply(out[a:b], scale, out=out[a:b])
 
     parallel(part, out.shape[0], out.nbytes)
     return out
 
 
-def turn(weight: np.ndarray) -> np.ndarray:
-    """(kh,kw,C,O) -> (kh,kw,O,C), turned by 180° in the plane: the weight of the convolution that gives dx."""
-    turned = np.empty((*weight.shape[:2], weight.shape[3], weight.shape[2]), np.float32)
-    source = weight[::-1, ::-1].transpose(0, 1, 3, 2)
-    parallel(lambda a, b: np.copyto(turned[:, :, a:b], source[:, :, a:b]), weight.shape[3], weight.nbytes)
-    return turned
-
-
-def transpose(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous copy of the transpose: BLAS's unpacked kernels do not take a transposed view."""
-    out = np.empty(matrix.shape[::-1], np.float32)
-    parallel(lambda a, b: np.copyto(out[:, a:b], matrix[a:b].T), matrix.shape[0], matrix.nbytes)
-    return out
+def turned(weight: np.ndarray) -> np.ndarray:
+    """A view (kh,kw,O,C) of (kh,kw,C,O), turned by 180° in the plane: the weight of the convolution that gives dx."""
+    return weight[::-1, ::-1].transpose(0, 1, 3, 2)

@@ -44,6 +44,11 @@ def chunks(begin: int, end: int, row: int) -> Iterator[slice]:
     return (slice(a, b) for a, b in even_parts(begin, end, CHUNK_BYTES // (4 * row)))
 
 
+def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The same chunks of an array (rows, columns) itself."""
+    return (rows[chunk] for chunk in chunks(0, *rows.shape))
+
+
 def relu_in_place(x: np.ndarray) -> None:
     """x = max(x, 0) for x (rows, columns)."""
     zeros = _ZEROS[: x.shape[1]] if x.shape[1] <= _ZEROS.size else np.zeros(x.shape[1], np.float32)

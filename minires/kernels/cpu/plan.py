@@ -1,9 +1,10 @@
 """Which algorithm and which chunk size a layer gets: all of it in one place.
 
-    layer                                                        algorithm    chunk
-    3x3, stride 1, padding 1, C and O >= 32, H and W multiples    Winograd     128 tiles of 4x4 outputs; 48 where
-    of 4, >= 32 tiles a worker                                                 64² < C*O <= 128²
-    everything else                                               im2col       4 MB of columns; backward >= 512 rows
+    layer                                                       algorithm   chunk
+    3x3, stride 1, padding 1, C and O >= 32, at least 3/4 of     Winograd    128 tiles of 4x4 outputs; 48 where
+    the outputs of 4x4 tiles are used, >= 16 tiles a worker                  64² < C*O <= 128²
+    other windows                                                im2col      4 MB of columns; backward >= 256 rows
+    1x1                                                          product     2 MB of input or output; likewise
 
 The bounds were measured on two Zen 4 cores (1 MB second-level cache each) with OpenBLAS 0.3.31. Below 32 channels
 the transforms cost Winograd more than the products it saves. The environment variable MINIRES_CONV=direct turns
@@ -20,9 +21,11 @@ from collections.abc import Iterator
 from minires.kernels.cpu import workers
 
 COLUMN_BYTES = 4 << 20  # of one chunk: the columns stay in the caches until they are multiplied
-BACKWARD_ROWS = 512  # a weight gradient is added up once for each chunk, so the chunk must be worth it
+PIXEL_BYTES = 2 << 20  # the same for 1x1, where the columns are the input itself
+BACKWARD_ROWS = 256  # a weight gradient is added up once for each chunk, so the chunk must be worth it
 WINOGRAD_CHANNELS = 32
-WINOGRAD_TILES = 32  # for each worker
+WINOGRAD_USED = 0.75  # the share of the tiles' outputs that lies inside the image: 14x14 in 16 tiles
+WINOGRAD_TILES = 16  # for each worker
 
 choice = os.environ.get("MINIRES_CONV", "auto")
 if choice not in ("auto", "direct"):
@@ -32,26 +35,34 @@ if choice not in ("auto", "direct"):
 def use_winograd(x_shape: tuple, weight_shape: tuple, geometry: tuple) -> bool:
     """Whether winograd.py takes this convolution; `geometry` is (kernel, stride, padding, dilation)."""
     n, h, w, _ = x_shape
+    covering = tiles(x_shape)
     return (
         choice == "auto"
         and geometry == ((3, 3), (1, 1), (1, 1), (1, 1))
         and min(weight_shape[2:]) >= WINOGRAD_CHANNELS
-        and h % 4 == w % 4 == 0
-        and n // workers.count * (h // 4) * (w // 4) >= WINOGRAD_TILES
+        and h * w >= WINOGRAD_USED * 16 * covering
+        and n // workers.count * covering >= WINOGRAD_TILES
     )
 
 
-def chunks(begin: int, end: int, positions: int, widest: int, backward: bool = False) -> Iterator[tuple[int, int]]:
+def tiles(x_shape: tuple) -> int:
+    """How many 4x4 tiles cover an image; those at the lower and right border may stick out."""
+    return -(-x_shape[1] // 4) * -(-x_shape[2] // 4)
+
+
+def chunks(
+    begin: int, end: int, positions: int, widest: int, kernel: tuple, backward: bool = False
+) -> Iterator[tuple[int, int]]:
     """(begin, end) of each chunk of images, for `positions` outputs an image and rows of `widest` floats."""
-    rows = max(COLUMN_BYTES // (4 * widest), BACKWARD_ROWS if backward else 1)
-    return even_parts(begin, end, rows // positions)
+    rows = (PIXEL_BYTES if kernel == (1, 1) else COLUMN_BYTES) // (4 * widest)
+    return even_parts(begin, end, max(rows, BACKWARD_ROWS if backward else 1) // positions)
 
 
-def winograd_chunks(begin: int, end: int, tiles: int, weight_shape: tuple) -> Iterator[tuple[int, int]]:
-    """(begin, end) of each chunk of images, for `tiles` tiles an image."""
+def winograd_chunks(begin: int, end: int, x_shape: tuple, weight_shape: tuple) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each chunk of images."""
     product = weight_shape[2] * weight_shape[3]
     tiles_of_a_chunk = 48 if 64 * 64 < product <= 128 * 128 else 128
-    return even_parts(begin, end, tiles_of_a_chunk // tiles)
+    return even_parts(begin, end, tiles_of_a_chunk // tiles(x_shape))
 
 
 def even_parts(begin: int, end: int, most: int) -> Iterator[tuple[int, int]]:

@@ -22,9 +22,8 @@ Reading order: after convolution.py. Next: batch_norm.py.
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
-from minires.kernels.cpu.matmul import block_rows
+from minires.kernels.cpu.matmul import block_rows, panel_width, panels
 from minires.kernels.cpu.workers import parallel, scratch, zero_bordered
 
 # fmt: off
@@ -52,24 +51,30 @@ OUTPUT_T = np.ascontiguousarray(OUTPUT.T)  # (36, 16)
 WEIGHT_T_TURNED = np.ascontiguousarray(WEIGHT.T[::-1])  # (9, 36): its nine rows reversed turn the 3x3 plane
 
 
-def transform_weight(weight: np.ndarray) -> np.ndarray:
-    """(3,3,C,O) -> (36,C,O)."""
+def transform_weight(weight: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """(3,3,C,O), any strides, times scale (C,) -> (36, O/width, C, width): 36 weights in panels, see matmul.py."""
     c, outputs = weight.shape[2:]
-    out = np.empty((36, c, outputs), np.float32)
-    _small_matmul_parallel(WEIGHT, weight.reshape(9, c * outputs), out=out.reshape(36, c * outputs))
-    return out
+    width = panel_width(c, outputs)
+    laid_out = panels(weight, width, scale)  # (O/width, 9*C, width)
+    laid_out = np.ascontiguousarray(laid_out).reshape(-1, 9, c * width)  # (O/width, 9, C*width)
+    out = np.empty((outputs // width, 36, c * width), np.float32)
+    parallel(
+        lambda a, b: np.matmul(WEIGHT, laid_out[:, :, a:b], out=out[:, :, a:b]), c * width, out.nbytes
+    )  # fmt: skip
+    return out.reshape(-1, 36, c, width).transpose(1, 0, 2, 3)
 
 
 def transform_patches(images: np.ndarray) -> np.ndarray:
     """(m,H,W,C) -> (36, tiles, C): the 6x6 patches around every 4x4 tile of the zero-padded images, transformed."""
     m, h, w, c = images.shape
-    padded = zero_bordered(images, (1, 1))
+    down, across = -(-h // 4), -(-w // 4)  # tiles
+    padded = zero_bordered(images, (1, 1), (4 * down + 2, 4 * across + 2))
     image, row, column, channel = padded.strides
-    shape = (6, 6, m, h // 4, w // 4, c)
-    patches = as_strided(padded, shape, (row, column, image, 4 * row, 4 * column, channel), writeable=False)
+    shape = (6, 6, m, down, across, c)
+    patches = np.ndarray(shape, np.float32, padded, 0, (row, column, image, 4 * row, 4 * column, channel))
     laid_out = scratch("winograd patches", shape)
     np.copyto(laid_out, patches)
-    transformed = scratch("winograd transformed patches", (36, m * h * w // 16, c))
+    transformed = scratch("winograd transformed patches", (36, m * down * across, c))
     _small_matmul(INPUT, laid_out.reshape(36, -1), out=transformed.reshape(36, -1))
     return transformed
 
@@ -77,34 +82,54 @@ def transform_patches(images: np.ndarray) -> np.ndarray:
 def add_weight_product(total: np.ndarray, images: np.ndarray, patches: np.ndarray, first: bool) -> None:
     """total (36,C,O) += tilesᵀ patches, for the 4x4 tiles of x (m,H,W,C) and the transformed patches of dy."""
     m, h, w, c = images.shape
-    tiles = scratch("winograd patches", (4, 4, m, h // 4, w // 4, c))
-    np.copyto(tiles, images.reshape(m, h // 4, 4, w // 4, 4, c).transpose(2, 4, 0, 1, 3, 5))
-    transformed = scratch("winograd products", (36, m * h * w // 16, c))
-    _small_matmul(OUTPUT_T, tiles.reshape(16, -1), out=transformed.reshape(36, -1))
+    down, across = -(-h // 4), -(-w // 4)
+    if (4 * down, 4 * across) != (h, w):
+        images = zero_bordered(images, (0, 0), (4 * down, 4 * across))
+    laid_out = scratch("winograd patches", (4, 4, m, down, across, c))
+    np.copyto(laid_out, images.reshape(m, down, 4, across, 4, c).transpose(2, 4, 0, 1, 3, 5))
+    transformed = scratch("winograd products", (36, m * down * across, c))
+    _small_matmul(OUTPUT_T, laid_out.reshape(16, -1), out=transformed.reshape(36, -1))
     product = total if first else scratch("weight gradient", total.shape)
     np.matmul(transformed.transpose(0, 2, 1), patches, out=product)
     if not first:
         np.add(total, product, out=total)
 
 
-def store_turned_weight_gradient(total: np.ndarray, dweight: np.ndarray) -> None:
-    """dweight (3,3,C,O) = the inverse transform of total (36,C,O), turned by 180° in the plane."""
-    _small_matmul_parallel(WEIGHT_T_TURNED, total.reshape(36, -1), out=dweight.reshape(9, -1))
+def store_turned_weight_gradient(total: np.ndarray, dweight: np.ndarray, scale: np.ndarray | None) -> None:
+    """dweight (3,3,C,O) = the inverse transform of total (36,C,O), turned by 180° in the plane, times scale (O,)."""
+    c, outputs = total.shape[1:]
+    total, dweight = total.reshape(36, -1), dweight.reshape(9, c, outputs)
+
+    def part(a: int, b: int) -> None:
+        out = dweight[:, a:b]
+        np.matmul(WEIGHT_T_TURNED, total[:, a * outputs : b * outputs], out=out.reshape(9, -1))
+        if scale is not None:
+            np.multiply(out, scale, out=out)
+
+    parallel(part, c, total.nbytes)
 
 
 def multiply(patches: np.ndarray, weight: np.ndarray, y: np.ndarray) -> None:
-    """y (m,H,W,O) = the inverse transform of patches (36,tiles,C) @ weight (36,C,O)."""
+    """y (m,H,W,O) = the inverse transform of patches (36,tiles,C) @ weight (36,O/width,C,width)."""
     m, h, w, outputs = y.shape
+    down, across = -(-h // 4), -(-w // 4)
     tiles, c = patches.shape[1:]
+    width = weight.shape[3]
     products = scratch("winograd products", (36, tiles, outputs))
-    block = block_rows(tiles, c * outputs, least=8)  # see matmul.py
-    np.matmul(
-        patches.reshape(36, -1, block, c), weight[:, None], out=products.reshape(36, -1, block, outputs)
-    )  # (36, blocks, block, C) @ (36, 1, C, O)
+    block = block_rows(tiles, c * width)
+    np.matmul(  # (36, blocks, 1, block, C) @ (36, 1, O/width, C, width) -> (36, blocks, O/width, block, width)
+        patches.reshape(36, -1, 1, block, c),
+        weight[:, None],
+        out=products.reshape(36, -1, block, outputs // width, width).transpose(0, 1, 3, 2, 4),
+    )
     result = scratch("winograd patches", (16, tiles * outputs))
     _small_matmul(OUTPUT, products.reshape(36, -1), out=result)
-    result = result.reshape(4, 4, m, h // 4, w // 4, outputs)
-    np.copyto(y.reshape(m, h // 4, 4, w // 4, 4, outputs), result.transpose(2, 3, 0, 4, 1, 5))
+    result = result.reshape(4, 4, m, down, across, outputs).transpose(2, 3, 0, 4, 1, 5)  # (m, down, 4, across, 4, O)
+    whole = (4 * down, 4 * across) == (h, w)
+    target = y if whole else scratch("winograd output", (m, 4 * down, 4 * across, outputs))
+    np.copyto(target.reshape(m, down, 4, across, 4, outputs), result)
+    if not whole:
+        np.copyto(y, target[:, :h, :w])
 
 
 COLUMNS = 256  # of one product: 36 * 36 * 256 multiply-adds are few enough for BLAS's unpacked kernels
@@ -118,8 +143,3 @@ def _small_matmul(small: np.ndarray, wide: np.ndarray, out: np.ndarray) -> None:
         return
     blocks = wide.reshape(q, -1, COLUMNS).transpose(1, 0, 2)  # (blocks, q, 256)
     np.matmul(small, blocks, out=out.reshape(p, -1, COLUMNS).transpose(1, 0, 2))
-
-
-def _small_matmul_parallel(small: np.ndarray, wide: np.ndarray, out: np.ndarray) -> None:
-    """out (p,n) = small (p,q) @ wide (q,n), the columns split over the workers."""
-    parallel(lambda a, b: np.matmul(small, wide[:, a:b], out=out[:, a:b]), wide.shape[1], out.nbytes)

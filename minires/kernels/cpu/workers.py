@@ -19,13 +19,13 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 Result = TypeVar("Result")
 
@@ -67,37 +67,22 @@ def _keep_freed_memory() -> None:
 
 _keep_freed_memory()
 count = _configured_count()  # how many workers share the work, the calling thread among them
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
 
 
 def set_count(workers: int) -> None:
     """Use `workers` threads from now on. Results are bit-identical from run to run for the same count only."""
-    global count, _pool
+    global count, _team
     if workers < 1:
         raise ValueError(f"workers: got {workers}, expected at least 1")
-    with _pool_lock:
-        count, old, _pool = workers, _pool, None
-    if old is not None:
-        old.shutdown()
-
-
-def _forget_after_fork() -> None:
-    """Threads do not survive a fork: the child makes its own pool, and its own locks, at its first kernel."""
-    global _pool, _pool_lock, _blas
-    _pool, _pool_lock, _blas = None, threading.Lock(), _OneBlasThread()
-
-
-THREAD_NAME = "minires worker"
+    with _team_in_use:
+        count, old, _team = workers, _team, []
+    for worker in old:
+        worker.inbox.put(None)
 
 
 def split(n: int) -> list[tuple[int, int]]:
-    """range(n) in at most `count` contiguous parts of almost equal length, none empty unless n is 0.
-
-    A task may call a kernel itself: a worker then does all of it, since workers waiting for workers wait forever.
-    """
-    within_task = threading.current_thread().name.startswith(THREAD_NAME)
-    parts = 1 if within_task else max(min(count, n), 1)
+    """range(n) in at most `count` contiguous parts of almost equal length, none empty unless n is 0."""
+    parts = max(min(count, n), 1)
     return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
@@ -111,22 +96,51 @@ def parallel(task: Callable[[int, int], Result], n: int, nbytes: int | None = No
 
     The results come in the order of the parts, whichever is finished first, so that sums over them are
     reproducible. An exception in any part is raised here, once no part is running any more: nobody still
-    writes into the caller's arrays.
+    writes into the caller's arrays. While the workers are busy (with another user thread's task, or because a task
+    itself calls a kernel) the caller computes all parts, one after the other: nobody waits for a worker who waits.
     """
-    global _pool
     parts = [(0, n)] if nbytes is not None and nbytes < SMALL_BYTES else split(n)
     with _blas.limited():
-        if len(parts) == 1:
-            return [task(*parts[0])]
-        with _pool_lock:
-            if _pool is None:
-                _pool = ThreadPoolExecutor(count - 1, thread_name_prefix=THREAD_NAME)
-            others: list[Future[Result]] = [_pool.submit(task, *part) for part in parts[1:]]
+        if len(parts) == 1 or not _team_in_use.acquire(blocking=False):
+            return [task(*part) for part in parts]
         try:
-            first = task(*parts[0])
+            while len(_team) < count - 1:
+                _team.append(_Worker())
+            outboxes = [worker.start(task, part) for worker, part in zip(_team, parts[1:])]
+            try:
+                first = task(*parts[0])
+            finally:
+                outcomes = [outbox.get() for outbox in outboxes]  # also when Ctrl-C arrives in this thread's part
         finally:
-            wait(others)  # also when Ctrl-C arrives in this thread's own part
-        return [first, *(other.result() for other in others)]
+            _team_in_use.release()
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [first, *(result for result, _ in outcomes)]
+
+
+class _Worker:
+    """A thread that computes what is put into its inbox, until that is None."""
+
+    def __init__(self) -> None:
+        self.inbox: SimpleQueue = SimpleQueue()
+        threading.Thread(target=self._run, name="minires worker", daemon=True).start()
+
+    def start(self, task: Callable[[int, int], Result], part: tuple[int, int]) -> SimpleQueue:
+        """Have task(*part) computed; (result, error) will come through the queue returned."""
+        outbox: SimpleQueue = SimpleQueue()  # one for each task: an abandoned one cannot be taken for the next
+        self.inbox.put((task, part, outbox))
+        return outbox
+
+    def _run(self) -> None:
+        while (job := self.inbox.get()) is not None:
+            task, part, outbox = job
+            try:
+                outcome = task(*part), None
+            except BaseException as error:  # whatever it is, the caller gets it
+                outcome = None, error
+            outbox.put(outcome)
+            del job, task, outbox, outcome  # arrays must not live on in an idle thread
 
 
 class _OneBlasThread:
@@ -135,15 +149,17 @@ class _OneBlasThread:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
-        self.controller: ThreadpoolController | None = None
+        self.libraries: list[LibController] | None = None
 
     @contextmanager
     def limited(self) -> Iterator[None]:
         with self.lock:
-            if self.controller is None:
-                self.controller = ThreadpoolController().select(user_api="blas")
+            if self.libraries is None:
+                self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
             if self.users == 0:
-                self.limit = self.controller.limit(limits=1)
+                self.threads = [library.num_threads for library in self.libraries]
+                for library in self.libraries:
+                    library.set_num_threads(1)
             self.users += 1
         try:
             yield
@@ -151,10 +167,21 @@ class _OneBlasThread:
             with self.lock:
                 self.users -= 1
                 if self.users == 0:
-                    self.limit.restore_original_limits()
+                    for library, threads in zip(self.libraries, self.threads):
+                        library.set_num_threads(threads)
 
 
+_team: list[_Worker] = []  # the workers beside the calling thread
+_team_in_use = threading.Lock()
 _blas = _OneBlasThread()
+
+
+def _forget_after_fork() -> None:
+    """Threads do not survive a fork: the child makes its own workers, and its own locks, at its first kernel."""
+    global _team, _team_in_use, _blas
+    _team, _team_in_use, _blas = [], threading.Lock(), _OneBlasThread()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
@@ -178,17 +205,20 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.nd
     return buffer[:size].reshape(shape)
 
 
-def zero_bordered(images: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
-    """`images` (m,H,W,C) inside a border of zeros: (m,H+2ph,W+2pw,C), in scratch memory.
+def zero_bordered(images: np.ndarray, padding: tuple[int, int], size: tuple[int, int] | None = None) -> np.ndarray:
+    """`images` (m,H,W,C) in a frame of zeros, `padding` above and to the left: (m, *size, C), in scratch memory.
 
-    Only the inside is written. The border was zeroed when the buffer was made, and stays so, because every buffer
+    size   of the whole; default: the same padding below and to the right, (H+2ph, W+2pw)
+
+    Only the inside is written. The frame was zeroed when the buffer was made, and stays so, because every buffer
     serves images of one size only.
     """
     m, h, w, c = images.shape
     ph, pw = padding
-    key = f"zero_bordered {h}x{w}x{c}+{ph},{pw}"
+    size = size or (h + 2 * ph, w + 2 * pw)
+    key = ("zero_bordered", h, w, c, padding, size)
     buffer = _scratch.__dict__.get(key)
     if buffer is None or buffer.shape[0] < m:
-        buffer = _scratch.__dict__[key] = np.zeros((m, h + 2 * ph, w + 2 * pw, c), np.float32)
+        buffer = _scratch.__dict__[key] = np.zeros((m, *size, c), np.float32)
     buffer[:m, ph : ph + h, pw : pw + w] = images
     return buffer[:m]

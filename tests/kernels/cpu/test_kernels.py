@@ -93,7 +93,15 @@ def test_convolution_of_no_images():
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "read-only"])
 @pytest.mark.parametrize(
-    ("shape", "outputs"), [((9, 16, 16, 32), 32), ((12, 12, 20, 32), 40), ((32, 8, 8, 64), 33), ((3, 32, 32, 48), 64)]
+    ("shape", "outputs"),
+    [
+        ((9, 16, 16, 32), 32),
+        ((12, 12, 20, 32), 40),
+        ((32, 8, 8, 64), 33),
+        ((3, 32, 32, 48), 64),
+        ((5, 14, 14, 96), 128),  # tiles that stick out; several panels of the weight
+        ((9, 7, 15, 128), 64),
+    ],
 )
 def test_winograd(shape, outputs, layout):
     """Layers that Winograd takes, odd numbers of images, tiles and channels among them."""
@@ -126,7 +134,7 @@ def test_the_rounding_of_winograd(channels, monkeypatch):
     ("shape", "outputs", "geometry"),
     [
         ((8, 16, 16, 31), 32, ((3, 3), (1, 1), (1, 1), (1, 1))),  # too few channels
-        ((8, 16, 18, 32), 32, ((3, 3), (1, 1), (1, 1), (1, 1))),  # tiles of 4 do not fit
+        ((8, 16, 5, 32), 32, ((3, 3), (1, 1), (1, 1), (1, 1))),  # of two tiles side by side 5 columns of 8 are used
         ((8, 16, 16, 32), 32, ((3, 3), (2, 2), (1, 1), (1, 1))),
         ((8, 16, 16, 32), 32, ((3, 3), (1, 1), (1, 1), (2, 2))),
         ((8, 16, 16, 32), 32, ((3, 3), (1, 1), (0, 0), (1, 1))),

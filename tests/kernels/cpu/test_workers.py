@@ -101,12 +101,12 @@ def test_a_task_may_itself_run_in_parallel():
     thread = threading.Thread(target=nested, daemon=True)
     thread.start()
     thread.join(20)
-    assert done == [[[2, 2], [4]]]  # the caller's part splits its work again, the worker's does not
+    assert done == [[[2, 2], [2, 2]]]  # each computes all parts of its own call
 
 
 @pytest.mark.parametrize("channels", [5, 32])
 def test_a_task_may_call_kernels(channels):
-    """Their own parts must be those that are computed: in a worker there is one, in the caller there are several."""
+    """The workers are taken: the kernel's parts are then computed by whoever called it."""
     workers.set_count(2)
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, 6, 16, 16, channels))
