@@ -25,7 +25,16 @@ import numpy as np
 
 from minires.kernels.cpu import convolution
 from minires.kernels.cpu.batch_norm import GradientSums, Moments, backward_coefficients, scale_and_shift
-from minires.kernels.cpu.elementwise import chunks, mask_gradient, positive_mask, relu_in_place, repeats, wide
+from minires.kernels.cpu.elementwise import (
+    by_image_row,
+    chunks,
+    mask_gradient,
+    positive_mask,
+    relu_in_place,
+    repeats,
+    wide,
+    zeros,
+)
 from minires.kernels.cpu.workers import parallel, scratch
 from minires.kernels.geometry import Geometry, output_size
 
@@ -54,7 +63,7 @@ def branch(
     x: np.ndarray, layers: Sequence[Layer], residual: np.ndarray | None, relu: bool
 ) -> tuple[np.ndarray, list[Saved]]:
     """[relu](bn(conv(... relu(bn(conv(x))) ...)) [+ residual]) in training mode, and what backward needs."""
-    load = _plain(x)
+    load = convolution.plain(x)
     shape, saved = x.shape, []
     for layer in layers:
         y = np.empty((shape[0], *output_size(shape, *layer.geometry), layer.weight.shape[3]), np.float32)
@@ -79,7 +88,7 @@ def evaluate_branch(
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
         finish = _epilogue(y, scale, shift, residual if last else None, relu or not last)
-        convolution.forward(_plain(x), x.shape, weight, geometry, y, lambda: finish)  # noqa: B023, called at once
+        convolution.forward(convolution.plain(x), x.shape, weight, geometry, y, lambda: finish)  # noqa: B023, called at once
         x = y
     return x
 
@@ -116,7 +125,7 @@ def branch_backward(
             load_x, dx = _normalised(layers[len(saved) - 1], before), np.empty(shape, np.float32)
             new_finish = partial(_MaskAndSums, dx, before)
         else:
-            shape, load_x = x.shape, _plain(x)
+            shape, load_x = x.shape, convolution.plain(x)
             dx = np.empty(shape, np.float32) if need_dx else None
             new_finish = partial(_add, dx, dresidual) if need_dx and add_residual else None
         dweight = dweights[len(saved)]
@@ -134,10 +143,6 @@ def branch_backward(
 # What is done to a chunk [a, b) of images, before and after the convolution (see convolution.forward and .backward).
 
 
-def _plain(x: np.ndarray) -> convolution.Load:
-    return lambda a, b: x[a:b]
-
-
 def _rows_of(x: np.ndarray) -> int:
     """R of wide rows that never span two images."""
     return repeats(x.shape[1] * x.shape[2], x.shape[3])
@@ -148,13 +153,15 @@ def _normalised(layer: Layer, saved: Saved) -> convolution.Load:
     r = _rows_of(saved.y)
     scale, shift = scale_and_shift(saved.mean, saved.var, layer.bn_weight, layer.bn_bias, layer.eps, r)
 
-    def load(a: int, b: int) -> np.ndarray:
-        chunk = saved.y[a:b]
-        out = scratch("branch input", chunk.shape)
-        rows = wide(out, r)
-        np.multiply(wide(chunk, r), scale, out=rows)
+    def load(a: int, b: int, out: np.ndarray | None = None) -> np.ndarray:
+        rows = wide(scratch("branch input", saved.y[a:b].shape), r)
+        np.multiply(wide(saved.y[a:b], r), scale, out=rows)
         np.add(rows, shift, out=rows)
-        relu_in_place(rows)
+        if out is None:
+            relu_in_place(rows)
+            return rows.reshape(saved.y[a:b].shape)
+        out_rows = by_image_row(out)
+        np.maximum(rows.reshape(out_rows.shape), zeros(out_rows.shape[2]), out=out_rows)
         return out
 
     return load
@@ -195,12 +202,13 @@ def _batch_norm_gradient(g: np.ndarray, y: np.ndarray, slope: np.ndarray, offset
     r = _rows_of(y)
     wide_slope, wide_offset = np.tile(slope, r), np.tile(offset, r)
 
-    def load(a: int, b: int) -> np.ndarray:
-        out = scratch("branch dy", y[a:b].shape)
-        rows = wide(out, r)
+    def load(a: int, b: int, out: np.ndarray | None = None) -> np.ndarray:
+        rows = wide(scratch("branch dy", y[a:b].shape), r)
         np.multiply(wide(y[a:b], r), wide_slope, out=rows)
         np.add(rows, wide_offset, out=rows)
-        np.add(rows, wide(g[a:b], r), out=rows)
+        out = rows.reshape(y[a:b].shape) if out is None else out
+        out_rows = by_image_row(out)
+        np.add(rows.reshape(out_rows.shape), g[a:b].reshape(out_rows.shape), out=out_rows)
         return out
 
     return load
@@ -209,7 +217,7 @@ def _batch_norm_gradient(g: np.ndarray, y: np.ndarray, slope: np.ndarray, offset
 class _MaskAndSums:
     """Takes a chunk of dx back through the ReLU, in place, and adds up Σ g and Σ g (y - mean).
 
-    Runs right after the chunk's convolution, so "branch input" still holds the chunk's relu(batch_norm(y)).
+    Runs right after the chunk's convolution, so "branch input" still holds the chunk's batch_norm(y), ReLU or not.
     """
 
     def __init__(self, dx: np.ndarray, before: Saved) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from minires.kernels import reference
 from minires.kernels.cpu import plan, winograd
 from minires.kernels.cpu.matmul import matmul, matmul_transposed, panel_width, panels
-from minires.kernels.cpu.workers import parallel, scratch, split, zero_bordered
+from minires.kernels.cpu.workers import framed, parallel, scratch, split
 from minires.kernels.geometry import Geometry, Two, output_size
 
 
@@ -52,7 +52,7 @@ def conv2d(
         if bias is not None:
             np.add(y[a:b], bias, out=y[a:b])
 
-    forward(lambda a, b: x[a:b], x.shape, weight, geometry, y, lambda: add_bias)
+    forward(plain(x), x.shape, weight, geometry, y, lambda: add_bias)
     return y
 
 
@@ -74,17 +74,30 @@ def conv2d_backward(
     dx = np.empty_like(x) if need_dx else None
     geometry = Geometry(weight.shape[:2], stride, padding, dilation)
     dweight = np.empty(weight.shape, np.float32) if need_dweight else None
-    backward(lambda a, b: dy[a:b], lambda a, b: x[a:b], x.shape, weight, geometry, dx, dweight)
+    backward(plain(dy), plain(x), x.shape, weight, geometry, dx, dweight)
     return dx, dweight
 
 
 # The two drivers. What happens to a chunk of images [a, b) before and after its matrix product is up to the caller:
-# `load` brings the input (x itself, or x normalised in scratch memory, see branch.py). `new_finish()` gives each worker
-# a function of its own to call on each chunk of the output while that is cached, and to gather what it wants to know;
-# the drivers return these functions, in the order of the workers.
+# `load(a, b)` brings the input (x itself, or x normalised in scratch memory, see branch.py); `load(a, b, out)` puts it
+# where the algorithm wants it, inside a frame of zeros. `new_finish()` gives each worker a function of its own to call
+# on each chunk of the output while that is cached, and to gather what it wants to know; the drivers return these
+# functions, in the order of the workers.
 
-Load = Callable[[int, int], np.ndarray]
+Load = Callable[..., np.ndarray]
 NewFinish = Callable[[], Callable[[int, int], None]]
+
+
+def plain(x: np.ndarray) -> Load:
+    """The chunks of x as they are."""
+
+    def load(a: int, b: int, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            return x[a:b]
+        np.copyto(out, x[a:b])
+        return out
+
+    return load
 
 
 def forward(
@@ -96,8 +109,8 @@ def forward(
         chunks = partial(plan.winograd_chunks, x_shape=x_shape, weight_shape=weight.shape)
         transformed = winograd.transform_weight(weight)
 
-        def multiply(x: np.ndarray, out: np.ndarray) -> None:
-            winograd.multiply(winograd.transform_patches(x), transformed, out)
+        def compute(a: int, b: int) -> None:
+            winograd.multiply(_winograd_patches(load, a, b, x_shape), transformed, y[a:b])
 
     else:
         chunks = partial(
@@ -105,13 +118,13 @@ def forward(
         )
         weight_panels = panels(weight, panel_width(kh * kw * c, outputs))
 
-        def multiply(x: np.ndarray, out: np.ndarray) -> None:
-            matmul(columns(x, geometry), weight_panels, out=out.reshape(-1, outputs))
+        def compute(a: int, b: int) -> None:
+            matmul(columns(load, a, b, x_shape, geometry), weight_panels, out=y[a:b].reshape(-1, outputs))
 
     def part(begin: int, end: int) -> Callable:
         finish = new_finish()
         for a, b in chunks(begin, end):
-            multiply(load(a, b), y[a:b])
+            compute(a, b)
             finish(a, b)
         return finish
 
@@ -139,14 +152,16 @@ def backward(
     turned_padding = (kh - 1 - geometry.padding[0], kw - 1 - geometry.padding[1])
     if dx is not None and plan.use_winograd(x_shape, weight.shape, geometry):
         chunks = partial(plan.winograd_chunks, x_shape=x_shape, weight_shape=weight.shape)
-        compute, total_shape, store_dweight = _winograd_backward(weight, scale)
+        compute, total_shape, store_dweight = _winograd_backward(load_dy, load_x, dx, weight, scale)
     elif dx is not None and (kh, kw) != (1, 1) and geometry[1::2] == ((1, 1), (1, 1)) and min(turned_padding) >= 0:
         chunks = partial(plan.chunks, positions=h * w, widest=max(kh * kw * o, c), kernel=(kh, kw), backward=True)
-        compute, total_shape, store_dweight = _stride_1_backward(weight, turned_padding, scale)
+        compute, total_shape, store_dweight = _stride_1_backward(load_dy, load_x, dx, weight, turned_padding, scale)
     else:
         positions = math.prod(output_size(x_shape, *geometry))
         chunks = partial(plan.chunks, positions=positions, widest=max(kh * kw * c, o), kernel=(kh, kw), backward=True)
-        compute, total_shape, store_dweight = _any_stride_backward(weight, geometry, dx is not None, scale)
+        compute, total_shape, store_dweight = _any_stride_backward(
+            load_dy, load_x, x_shape, dx, weight, geometry, scale
+        )
 
     # One sum for each worker, by where its part begins. Made here and not in scratch memory, because a worker may turn
     # to another caller's task before this one has read the sum. Its first chunk sets it; without images there is none.
@@ -156,8 +171,7 @@ def backward(
     def part(begin: int, end: int) -> Callable | None:
         finish = new_finish() if new_finish else None
         for a, b in chunks(begin, end):
-            x = load_x(a, b)
-            compute(load_dy(a, b), x, None if dx is None else dx[a:b], totals.get(begin), first=a == begin)
+            compute(a, b, totals.get(begin), first=a == begin)
             if finish:
                 finish(a, b)
         return finish
@@ -169,46 +183,62 @@ def backward(
 
 
 # Three ways to go backward. Each returns
-#     compute(dy, x, dx, total, first)   fills one chunk of dx and adds the chunk's share of the weight gradient to the
-#                                        worker's total (the first chunk sets it); dx and total are None if not needed
+#     compute(a, b, total, first)   fills dx[a:b], unless dx is None, and adds the chunk's share of the weight gradient
+#                                   to the worker's total (the first chunk sets it), unless that is None
 #     the shape of a total
-#     store(totals, dweight)             makes the weight gradient of the workers' totals
+#     store(totals, dweight)        makes the weight gradient of the workers' totals
 
 
 def _any_stride_backward(
-    weight: np.ndarray, geometry: Geometry, need_dx: bool, scale: np.ndarray | None
+    load_dy: Load,
+    load_x: Load,
+    x_shape: tuple,
+    dx: np.ndarray | None,
+    weight: np.ndarray,
+    geometry: Geometry,
+    scale: np.ndarray | None,
 ) -> tuple[Callable, tuple, Callable]:
     kh, kw, c, o = weight.shape
-    if need_dx:
+    if dx is not None:
         transposed = panels(np.ascontiguousarray(weight).reshape(-1, o).T, panel_width(o, kh * kw * c), scale)
     one_pixel = geometry[:3] == ((1, 1), (1, 1), (0, 0))
 
-    def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, total: np.ndarray | None, first: bool) -> None:
+    def compute(a: int, b: int, total: np.ndarray | None, first: bool) -> None:
+        dy = load_dy(a, b)
         dy_matrix = dy.reshape(-1, o)  # (m*Ho*Wo, O)
         if total is not None:
-            _add_product(total, columns(x, geometry), dy_matrix, first)
-        if one_pixel and need_dx:
-            matmul(dy_matrix, transposed, out=dx.reshape(-1, c))
-        elif need_dx:
-            dcolumns = scratch("columns", (dy_matrix.shape[0], kh * kw * c))
-            matmul(dy_matrix, transposed, out=dcolumns)
-            _col2im(dcolumns.reshape(*dy.shape[:3], kh, kw, c), dx, geometry)
+            _add_product(total, columns(load_x, a, b, x_shape, geometry), dy_matrix, first)
+        if dx is None:
+            return
+        if one_pixel:
+            matmul(dy_matrix, transposed, out=dx[a:b].reshape(-1, c))
+            return
+        dcolumns = scratch("columns", (dy_matrix.shape[0], kh * kw * c))
+        matmul(dy_matrix, transposed, out=dcolumns)
+        _col2im(dcolumns.reshape(*dy.shape[:3], kh, kw, c), dx[a:b], geometry)
 
     return compute, (kh * kw * c, o), lambda totals, dweight: add_up(totals, dweight.reshape(-1, o), scale)
 
 
 def _stride_1_backward(
-    weight: np.ndarray, turned_padding: Two, scale: np.ndarray | None
+    load_dy: Load,
+    load_x: Load,
+    dx: np.ndarray,
+    weight: np.ndarray,
+    turned_padding: Two,
+    scale: np.ndarray | None,
 ) -> tuple[Callable, tuple, Callable]:
     kh, kw, c, o = weight.shape
     turned_panels = panels(turned(weight), panel_width(kh * kw * o, c), scale)
     geometry = Geometry((kh, kw), (1, 1), turned_padding, (1, 1))
+    h, w = dx.shape[1:3]
+    dy_shape = (dx.shape[0], h + kh - 1 - 2 * turned_padding[0], w + kw - 1 - 2 * turned_padding[1], o)
 
-    def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, total: np.ndarray | None, first: bool) -> None:
-        laid_out = columns(dy, geometry)  # (m*H*W, kh*kw*O)
-        matmul(laid_out, turned_panels, out=dx.reshape(-1, c))
+    def compute(a: int, b: int, total: np.ndarray | None, first: bool) -> None:
+        laid_out = columns(load_dy, a, b, dy_shape, geometry)  # (m*H*W, kh*kw*O)
+        matmul(laid_out, turned_panels, out=dx[a:b].reshape(-1, c))
         if total is not None:
-            _add_product(total, x.reshape(-1, c), laid_out, first)
+            _add_product(total, load_x(a, b).reshape(-1, c), laid_out, first)
 
     def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
         turned_back = dweight.transpose(2, 0, 1, 3)[:, ::-1, ::-1]  # (C, kh, kw, O), as the totals are
@@ -217,14 +247,17 @@ def _stride_1_backward(
     return compute, (c, kh * kw * o), store
 
 
-def _winograd_backward(weight: np.ndarray, scale: np.ndarray | None) -> tuple[Callable, tuple, Callable]:
-    transformed = winograd.transform_weight(turned(weight), scale)
+def _winograd_backward(
+    load_dy: Load, load_x: Load, dx: np.ndarray, weight: np.ndarray, scale: np.ndarray | None
+) -> tuple[Callable, tuple, Callable]:
+    transformed = winograd.transform_weight(turned(weight), scale)  # of (3,3,O,C)
+    dy_shape = (*dx.shape[:3], weight.shape[3])
 
-    def compute(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, total: np.ndarray | None, first: bool) -> None:
-        patches = winograd.transform_patches(dy)  # (36, tiles, O)
-        winograd.multiply(patches, transformed, dx)
+    def compute(a: int, b: int, total: np.ndarray | None, first: bool) -> None:
+        patches = _winograd_patches(load_dy, a, b, dy_shape)  # (36, tiles, O)
+        winograd.multiply(patches, transformed, dx[a:b])
         if total is not None:
-            winograd.add_weight_product(total, x, patches, first)
+            winograd.add_weight_product(total, load_x(a, b), patches, first)
 
     def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
         winograd.store_turned_weight_gradient(add_up(totals, totals[0]), dweight, scale)
@@ -232,14 +265,28 @@ def _winograd_backward(weight: np.ndarray, scale: np.ndarray | None) -> tuple[Ca
     return compute, (36, *weight.shape[2:]), store
 
 
-def columns(x: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """(m,H,W,C) -> (m*Ho*Wo, kh*kw*C): every window as a row, in scratch memory; x itself where that is the same."""
+def _winograd_patches(load: Load, a: int, b: int, shape: tuple) -> np.ndarray:
+    """(36, tiles, C): the transformed patches of the images [a, b) of `shape` (N,H,W,C)."""
+    padded, inside = winograd.room_for_patches((b - a, *shape[1:]))
+    load(a, b, inside)
+    return winograd.transform_patches(padded)
+
+
+def columns(load: Load, a: int, b: int, shape: tuple, geometry: Geometry) -> np.ndarray:
+    """(m*Ho*Wo, kh*kw*C): every window of the images [a, b) as a row, in scratch memory; no copy for single pixels.
+
+    shape   of all images, (N,H,W,C)
+    """
     (kh, kw), (sh, sw), padding, (dh, dw) = geometry
-    m, _, _, c = x.shape
+    m, c = b - a, shape[3]
     if geometry[:3] == ((1, 1), (1, 1), (0, 0)):
-        return x.reshape(-1, c)
-    ho, wo = output_size(x.shape, *geometry)
-    padded = x if padding == (0, 0) else zero_bordered(x, padding)
+        return load(a, b).reshape(-1, c)
+    ho, wo = output_size(shape, *geometry)
+    if padding == (0, 0):
+        padded = load(a, b)
+    else:
+        padded, inside = framed((m, *shape[1:]), padding)
+        load(a, b, inside)
     image, row, column, number = padded.strides
     laid_out = scratch("columns", (m, ho, wo, kh, kw, c))
     # A row of the window is one run of memory, copied as kw*C numbers at a time. np.ndarray makes the view of all

@@ -49,10 +49,20 @@ def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[chunk] for chunk in chunks(0, *rows.shape))
 
 
+def by_image_row(images: np.ndarray) -> np.ndarray:
+    """A view (m, H, W*C) of (m,H,W,C), whose rows of pixels are contiguous: the inside of a frame, say."""
+    m, h, w, c = images.shape
+    return images.reshape(m, h, w * c)
+
+
+def zeros(n: int) -> np.ndarray:
+    """(n,) zeros."""
+    return _ZEROS[:n] if n <= _ZEROS.size else np.zeros(n, np.float32)
+
+
 def relu_in_place(x: np.ndarray) -> None:
     """x = max(x, 0) for x (rows, columns)."""
-    zeros = _ZEROS[: x.shape[1]] if x.shape[1] <= _ZEROS.size else np.zeros(x.shape[1], np.float32)
-    np.maximum(x, zeros, out=x)
+    np.maximum(x, zeros(x.shape[1]), out=x)
 
 
 def mask_gradient(dy: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
@@ -62,10 +72,10 @@ def mask_gradient(dy: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
 
 
 def positive_mask(y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """int32: all 32 bits set where y > 0, none where y is 0; written over `out`, or over y itself.
+    """int32: all 32 bits set where y > 0, none elsewhere; written over `out`, or over y itself.
 
-    Read as an integer, a positive float is positive and +0.0 is 0. Negated, its sign bit says "positive";
-    shifted down by 31 it fills all bits. y must not hold -0.0: a sum is never -0.0 unless both terms are.
+    Read as an integer, a positive float is positive, +0.0 is 0 and a negative one is negative. Negated, its sign bit
+    says "positive"; shifted down by 31 it fills all bits. y must not hold -0.0: a sum never is unless both terms are.
     """
     mask = (y if out is None else out).view(np.int32)
     np.negative(y.view(np.int32), out=mask)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from minires.kernels.cpu.matmul import block_rows, panel_width, panels
-from minires.kernels.cpu.workers import parallel, scratch, zero_bordered
+from minires.kernels.cpu.workers import framed, parallel, scratch
 
 # fmt: off
 BT = np.array([[4,  0, -5,  0, 1, 0],
@@ -64,11 +64,16 @@ def transform_weight(weight: np.ndarray, scale: np.ndarray | None = None) -> np.
     return out.reshape(-1, 36, c, width).transpose(1, 0, 2, 3)
 
 
-def transform_patches(images: np.ndarray) -> np.ndarray:
-    """(m,H,W,C) -> (36, tiles, C): the 6x6 patches around every 4x4 tile of the zero-padded images, transformed."""
-    m, h, w, c = images.shape
-    down, across = -(-h // 4), -(-w // 4)  # tiles
-    padded = zero_bordered(images, (1, 1), (4 * down + 2, 4 * across + 2))
+def room_for_patches(shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where to put images (m,H,W,C) for `transform_patches`: the whole, for that function, and the images' place."""
+    _, h, w, _ = shape
+    return framed(shape, (1, 1), (4 * -(-h // 4) + 2, 4 * -(-w // 4) + 2))
+
+
+def transform_patches(padded: np.ndarray) -> np.ndarray:
+    """(m, 4*down+2, 4*across+2, C) -> (36, tiles, C): the 6x6 patches around every 4x4 tile, transformed."""
+    m, c = padded.shape[0], padded.shape[3]
+    down, across = padded.shape[1] // 4, padded.shape[2] // 4
     image, row, column, channel = padded.strides
     shape = (6, 6, m, down, across, c)
     patches = np.ndarray(shape, np.float32, padded, 0, (row, column, image, 4 * row, 4 * column, channel))
@@ -84,7 +89,9 @@ def add_weight_product(total: np.ndarray, images: np.ndarray, patches: np.ndarra
     m, h, w, c = images.shape
     down, across = -(-h // 4), -(-w // 4)
     if (4 * down, 4 * across) != (h, w):
-        images = zero_bordered(images, (0, 0), (4 * down, 4 * across))
+        whole, inside = framed(images.shape, (0, 0), (4 * down, 4 * across))
+        np.copyto(inside, images)
+        images = whole
     laid_out = scratch("winograd patches", (4, 4, m, down, across, c))
     np.copyto(laid_out, images.reshape(m, down, 4, across, 4, c).transpose(2, 4, 0, 1, 3, 5))
     transformed = scratch("winograd products", (36, m * down * across, c))

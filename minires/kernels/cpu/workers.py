@@ -205,20 +205,21 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.nd
     return buffer[:size].reshape(shape)
 
 
-def zero_bordered(images: np.ndarray, padding: tuple[int, int], size: tuple[int, int] | None = None) -> np.ndarray:
-    """`images` (m,H,W,C) in a frame of zeros, `padding` above and to the left: (m, *size, C), in scratch memory.
+def framed(
+    shape: tuple[int, int, int, int], padding: tuple[int, int], size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Room for images of `shape` (m,H,W,C) in a frame of zeros: the whole (m, *size, C) and its inside (m,H,W,C).
 
-    size   of the whole; default: the same padding below and to the right, (H+2ph, W+2pw)
+    padding   of the frame above and to the left
+    size      of the whole; default: the same padding below and to the right, (H+2ph, W+2pw)
 
-    Only the inside is written. The frame was zeroed when the buffer was made, and stays so, because every buffer
-    serves images of one size only.
+    In scratch memory; only the inside may be written to. The frame was zeroed when the buffer was made, and stays so,
+    because every buffer serves images of one size only.
     """
-    m, h, w, c = images.shape
-    ph, pw = padding
+    (m, h, w, c), (ph, pw) = shape, padding
     size = size or (h + 2 * ph, w + 2 * pw)
-    key = ("zero_bordered", h, w, c, padding, size)
+    key = ("framed", h, w, c, padding, size)
     buffer = _scratch.__dict__.get(key)
     if buffer is None or buffer.shape[0] < m:
         buffer = _scratch.__dict__[key] = np.zeros((m, *size, c), np.float32)
-    buffer[:m, ph : ph + h, pw : pw + w] = images
-    return buffer[:m]
+    return buffer[:m], buffer[:m, ph : ph + h, pw : pw + w]

@@ -145,7 +145,8 @@ def test_scratch_memory_belongs_to_one_thread_and_one_name():
 def test_the_zero_border_stays_zero():
     """The buffer is used again for images of the same size, but of other values and numbers."""
     for n, value in ((1, 5.0), (3, 6.0), (2, np.nan), (3, 7.0)):
-        padded = workers.zero_bordered(np.full((n, 2, 3, 2), value, np.float32), (2, 1))
+        padded, inside = workers.framed((n, 2, 3, 2), (2, 1))
+        inside[...] = value
         expected = np.pad(np.full((n, 2, 3, 2), value), ((0, 0), (2, 2), (1, 1), (0, 0)))
         np.testing.assert_array_equal(padded, expected)
 
