@@ -1,8 +1,8 @@
 """Which algorithm and which chunk size a layer gets: all of it in one place.
 
     layer                                                       algorithm   chunk
-    3x3, stride 1, padding 1, C and O >= 32, at least 3/4 of     Winograd    128 tiles of 4x4 outputs; 48 where
-    the outputs of 4x4 tiles are used, >= 16 tiles a worker                  64² < C*O <= 128²
+    3x3, stride 1, padding 1, C and O >= 32, at least 3/4 of     Winograd    384 tiles of 4x4 outputs where C*O <= 32²,
+    the outputs of 4x4 tiles are used, >= 16 tiles a worker                  128 where C*O <= 64², 96 above
     other windows                                                im2col      4 MB of columns; backward >= 256 rows
     1x1                                                          product     2 MB of input or output; likewise
 
@@ -61,7 +61,7 @@ def chunks(
 def winograd_chunks(begin: int, end: int, x_shape: tuple, weight_shape: tuple) -> Iterator[tuple[int, int]]:
     """(begin, end) of each chunk of images."""
     product = weight_shape[2] * weight_shape[3]
-    tiles_of_a_chunk = 48 if 64 * 64 < product <= 128 * 128 else 128
+    tiles_of_a_chunk = 384 if product <= 32 * 32 else 128 if product <= 64 * 64 else 96
     return even_parts(begin, end, tiles_of_a_chunk // tiles(x_shape))
 
 
