@@ -2,12 +2,18 @@
 
     python examples/benchmark.py                                # the four networks, training and inference
     python examples/benchmark.py resnet20 --rounds 5 --json results.json
+    python examples/benchmark.py --scaling                      # a step's time against depth and batch size; the data
 
-Each measurement is a process of its own, and minires and PyTorch take turns, `--rounds` times, so that other work on
-the machine disturbs both alike. A training step is forward, cross-entropy, backward and Adam; inference is
-`minires.fold(model)` under no_grad against `model.eval()` under inference_mode. PyTorch uses channels_last, its faster
-layout, and as many threads as minires has workers; without PyTorch only minires is timed. Memory is the peak of the
-whole process. The ratio is that of the medians: below 1 minires is faster, or smaller.
+A training step is forward, cross-entropy, backward and Adam; inference is `minires.fold(model)` under no_grad against
+`model.eval()` under inference_mode. PyTorch uses channels_last, its faster layout, and as many threads as minires has
+workers; without PyTorch only minires is timed. Each of the two is a process of its own, and they take turns step by
+step, so that other work on the machine disturbs both alike. `--rounds` times both are started anew.
+
+    ratio    the median of the ratios of two steps in turn: below 1 minires is faster
+    memory   the peak of the whole process
+    start    seconds from starting Python to the end of the first step: import, model, step
+    floor    milliseconds of the matrix products alone, as minires calls them, on data that is cached: what a training
+             step would take if nothing else took any time
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import platform
 import resource
@@ -22,7 +29,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -37,74 +46,123 @@ CASES = {  # name: depth, stem, image size, batch size
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="default: all")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each process, after one that is not timed")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=30, help="of timed steps in each round of each case and work")
+    parser.add_argument("--scaling", action="store_true", help="time steps of other depths and batch sizes instead")
     parser.add_argument("--json", metavar="FILE", help="write everything there")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(*args.one, args.steps)))
+        library, depth, stem, size, batch_size, work = args.one
+        serve(library, (int(depth), stem if stem != "None" else None, int(size), int(batch_size)), work)
         return
-
-    libraries = ["minires"] + ["torch"] * (importlib.util.find_spec("torch") is not None)
-    records = []
-    print(f"{'network':<15}{'work':<11}{'minires':>9}{'PyTorch':>9}{'ratio':>7}   memory in MB, ratio   spread")
-    for case in args.cases or CASES:
-        for work in ("training", "inference"):
-            runs: dict[str, list[dict]] = {library: [] for library in libraries}
-            for _ in range(args.rounds):
-                for library in libraries:
-                    command = [sys.executable, __file__, "--steps", str(args.steps), "--one", library, case, work]
-                    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-                    runs[library].append(json.loads(done.stdout))
-            records.append({"case": case, "work": work, "runs": runs})
-            print(line(case, work, runs), flush=True)
+    records = scaling() if args.scaling else compare(args.cases or list(CASES), args.rounds, args.seconds)
     if args.json:
         import minires as mr
 
-        versions = {**mr.info()["versions"], **{lib: r[0]["version"] for lib, r in runs.items()}}
-        machine = {"platform": platform.platform(), "workers": runs["minires"][0]["threads"]}
+        machine = {"platform": platform.platform(), "processor": processor(), "info": mr.info()}
         with open(args.json, "w") as file:
-            json.dump({"versions": versions, "machine": machine, "measurements": records}, file, indent=1)
+            json.dump({"command": sys.argv[1:], "machine": machine, **records}, file, indent=1)
 
 
-def line(case: str, work: str, runs: dict[str, list[dict]]) -> str:
-    """A row of the table: median milliseconds, peak memory, and how far apart the middle half of the times is."""
-    times = {library: [t for run in r for t in run["seconds"]] for library, r in runs.items()}
-    median = {library: statistics.median(t) for library, t in times.items()}
-    memory = {library: statistics.median(run["peak_megabytes"] for run in r) for library, r in runs.items()}
-    spread = {library: np.subtract(*np.percentile(t, [75, 25])) / median[library] for library, t in times.items()}
-    text = f"{case:<15}{work:<11}{1e3 * median['minires']:9.0f}"
-    if "torch" in runs:
-        text += f"{1e3 * median['torch']:9.0f}{median['minires'] / median['torch']:7.2f}"
-        text += f"   {memory['minires']:6.0f} {memory['torch']:6.0f} {memory['minires'] / memory['torch']:5.2f}"
+def compare(cases: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Print the table, a line as soon as it is measured, and return what was measured."""
+    libraries = ["minires"] + ["torch"] * (importlib.util.find_spec("torch") is not None)
+    measurements, versions = [], {}
+    print(
+        f"{'network':<15}{'work':<11}{'minires':>9}{'PyTorch':>9}{'ratio':>7}{'quartiles':>12}   memory in MB, ratio   "
+        "start in s     floor"
+    )
+    for case in cases:
+        for work in ("training", "inference"):
+            results: dict[str, dict[str, list]] = {
+                library: {"seconds": [], "start": [], "megabytes": []} for library in libraries
+            }
+            for _ in range(rounds):
+                processes = {library: Process(library, CASES[case], work) for library in libraries}
+                pairs = math.ceil(seconds / sum(p.step() for p in processes.values()))
+                for i in range(min(max(pairs, 5), 200)):
+                    for library in libraries if i % 2 == 0 else libraries[::-1]:
+                        results[library]["seconds"].append(processes[library].step())
+                for library, process in processes.items():
+                    results[library]["start"].append(process.start)
+                    results[library]["megabytes"].append(process.end())
+                    versions[library] = process.version
+            record = {"case": case, "work": work, "results": results, "floor": floor(CASES[case], work)}
+            measurements.append(record)
+            print(line(record), flush=True)
+    return {"versions": versions, "measurements": measurements}
+
+
+def line(record: dict) -> str:
+    """A row of the table."""
+    results = record["results"]
+    ours, torch = results["minires"], results.get("torch")
+    median = statistics.median
+    text = f"{record['case']:<15}{record['work']:<11}{1e3 * median(ours['seconds']):9.0f}"
+    if torch:
+        low, middle, high = np.percentile(np.divide(ours["seconds"], torch["seconds"]), [25, 50, 75])
+        memory = median(ours["megabytes"]), median(torch["megabytes"])
+        text += f"{1e3 * median(torch['seconds']):9.0f}{middle:7.2f}{low:7.2f}-{high:.2f}"
+        text += f"   {memory[0]:6.0f} {memory[1]:6.0f} {memory[0] / memory[1]:5.2f}"
+        text += f"   {median(ours['start']):5.1f} {median(torch['start']):5.1f}"
     else:
-        text += f"{'-':>9}{'-':>7}   {memory['minires']:6.0f}      -     -"
-    return text + "   " + ", ".join(f"{100 * s:.0f} %" for s in spread.values())
+        text += f"{'-':>9}{'-':>7}{'-':>12}   {median(ours['megabytes']):6.0f}{'-':>7}{'-':>6}"
+        text += f"   {median(ours['start']):5.1f}{'-':>6}"
+    return text + f"{1e3 * record['floor']:9.0f}"
 
 
-def measure(library: str, case: str, work: str, steps: int) -> dict:
-    """Times of one process, in seconds, and the most memory it used."""
-    depth, stem, size, batch_size = CASES[case]
+class Process:
+    """A library at work in a process of its own, which makes a step whenever it is asked to."""
+
+    def __init__(self, library: str, case: tuple, work: str):
+        begin = time.perf_counter()
+        command = [sys.executable, __file__, "--one", library, *map(str, case), work]
+        self.process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.version = self._read()["version"]
+        self.start = time.perf_counter() - begin
+
+    def step(self) -> float:
+        """The seconds of one step."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._read()["seconds"]
+
+    def end(self) -> float:
+        """The most memory that the process used, in megabytes."""
+        self.process.stdin.close()
+        megabytes = self._read()["megabytes"]
+        self.process.wait()
+        return megabytes
+
+    def _read(self) -> dict:
+        text = self.process.stdout.readline()
+        if not text:
+            raise SystemExit(f"benchmark: {self.process.args} ended with status {self.process.wait()}")
+        return json.loads(text)
+
+
+def serve(library: str, case: tuple, work: str) -> None:
+    """The other end of a Process: a first step, then one for every line that comes in."""
+    depth, stem, size, batch_size = case
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, size, size, 3)).astype(np.float32)
     labels = rng.integers(0, 10, batch_size)
-    step, version, threads = (minires_step if library == "minires" else torch_step)(depth, stem, images, labels, work)
-    times = []
-    for _ in range(steps + 1):
+    step, version = (minires_step if library == "minires" else torch_step)(depth, stem, images, labels, work)
+    step()
+    print(json.dumps({"version": version}), flush=True)
+    for _ in sys.stdin:
         start = time.perf_counter()
         step()
-        times.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return {"seconds": times[1:], "first": times[0], "peak_megabytes": peak, "version": version, "threads": threads}
+    print(json.dumps({"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}), flush=True)
 
 
-def minires_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], str, int]:
-    """The function to time, the version, the number of workers."""
+def minires_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], str]:
+    """The function to time, and the version."""
     import minires as mr
     import minires.functional as F
-    from minires.kernels.cpu import workers
 
     x = mr.Tensor(images)
     model = mr.models.build(depth, stem=stem)
@@ -115,7 +173,7 @@ def minires_step(depth, stem, images, labels, work) -> tuple[Callable[[], None],
             with mr.no_grad():
                 model(x)
 
-        return step, mr.__version__, workers.count
+        return step, mr.__version__
     optimizer = mr.optim.Adam(model.parameters())
 
     def step() -> None:
@@ -123,10 +181,10 @@ def minires_step(depth, stem, images, labels, work) -> tuple[Callable[[], None],
         F.cross_entropy(model(x), labels).backward()
         optimizer.step()
 
-    return step, mr.__version__, workers.count
+    return step, mr.__version__
 
 
-def torch_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], str, int]:
+def torch_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], str]:
     """The same for PyTorch."""
     import torch
     import torch_networks
@@ -143,7 +201,7 @@ def torch_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], s
             with torch.inference_mode():
                 model(x)
 
-        return step, torch.__version__, torch.get_num_threads()
+        return step, torch.__version__
     optimizer = torch.optim.Adam(model.parameters())
 
     def step() -> None:
@@ -151,7 +209,114 @@ def torch_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], s
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    return step, torch.__version__, torch.get_num_threads()
+    return step, torch.__version__
+
+
+def floor(case: tuple, work: str) -> float:
+    """Seconds of the matrix products of one step, all workers at once, each product repeated on the same arrays."""
+    import minires as mr
+    from minires import nn
+    from minires.kernels.cpu import matmul, plan, workers
+    from minires.kernels.geometry import Geometry, pair
+
+    depth, stem, size, batch_size = case
+    layers: Counter = Counter()  # how often there is a (shape of the input, positions, shape of the weight, geometry)
+
+    def note(module: nn.Module, inputs: tuple, output: mr.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            numbers = (pair(name, getattr(module, name), 0) for name in ("stride", "padding", "dilation"))
+            shape, positions = (batch_size, *inputs[0].shape[1:]), output.shape[1] * output.shape[2]
+            layers[shape, positions, module.weight.shape, Geometry(module.kernel_size, *numbers)] += 1
+
+    with mr.no_grad(), nn.observe(note):
+        mr.models.build(depth, stem=stem).eval()(mr.Tensor(np.zeros((1, size, size, 3), np.float32)))
+
+    def forward(groups: int, rows: int, k: int, outputs: int) -> float:
+        weight = matmul.panels(np.ones((k, outputs), np.float32), matmul.panel_width(k, outputs))
+        return timed(lambda a, out: matmul.matmul(a, weight, out), (rows, k), (rows, outputs), groups)
+
+    def weight_gradient(groups: int, rows: int, k: int, outputs: int) -> float:
+        b = np.ones((rows, outputs), np.float32)
+        return timed(lambda a, out: matmul.matmul_transposed(a, b, out), (rows, k), (k, outputs), groups)
+
+    def timed(product: Callable, a_shape: tuple, out_shape: tuple, times: int) -> float:
+        def task(begin: int, end: int) -> float:
+            a, out = np.ones(a_shape, np.float32), np.empty(out_shape, np.float32)
+            product(a, out)
+            start = time.perf_counter()
+            for _ in range(3):
+                product(a, out)
+            return (time.perf_counter() - start) / 3
+
+        return times * max(workers.parallel(task, workers.count))
+
+    total, images = 0.0, max(batch_size // workers.count, 1)  # of a worker
+    for (shape, positions, (kh, kw, c, o), geometry), count in layers.items():
+        k, training, first = kh * kw * c, work == "training", c == 3
+        if plan.use_winograd(shape, (kh, kw, c, o), geometry):
+            ranges = list(plan.winograd_chunks(0, images, shape, (kh, kw, c, o)))
+            rows, groups = plan.tiles(shape) * images // len(ranges), 36 * len(ranges)
+            products = [forward(groups, rows, c, o)]
+            if training:
+                products += [forward(groups, rows, o, c), weight_gradient(groups, rows, c, o)]
+        else:
+            ranges = list(plan.chunks(0, images, positions, max(k, o), (kh, kw), backward=training))
+            rows, groups = positions * images // len(ranges), len(ranges)
+            products = [forward(groups, rows, k, o)]
+            if training:
+                products += [weight_gradient(groups, rows, k, o)]
+                products += [] if first else [forward(groups, rows, o, k)]
+        total += count * sum(products)
+    return total
+
+
+def scaling() -> dict[str, Any]:
+    """Print and return what a training step takes for many depths and batch sizes, and what a batch of images takes."""
+    import minires as mr
+
+    def milliseconds(depth: int, batch_size: int) -> float:
+        stem = None if depth in mr.models.resnet_cifar.DEPTHS else "cifar"
+        process = Process("minires", (depth, stem, 32, batch_size), "training")
+        first = process.step()
+        times = [first, *(process.step() for _ in range(min(max(math.ceil(5 / first), 2), 20)))]
+        process.end()
+        return 1e3 * statistics.median(times)
+
+    records: dict[str, Any] = {"depth": [], "batch": []}
+    print("depth  batch   ms a step   GFLOP a step   GFLOP/s")
+    for depths, batch_size in (((20, 32, 44, 56, 110), 128), ((18, 34, 50, 101, 152), 16)):
+        for depth in depths:
+            flops = 6 * mr.summary(mr.models.build(depth), (32, 32, 3)).macs * batch_size  # forward and twice backward
+            took = milliseconds(depth, batch_size)
+            records["depth"].append({"depth": depth, "batch_size": batch_size, "milliseconds": took, "flops": flops})
+            print(f"{depth:5d}{batch_size:7d}{took:12.0f}{flops / 1e9:15.1f}{flops / took / 1e6:10.1f}", flush=True)
+    print("depth  batch   ms a step   ms an image")
+    for depth in (20, 18):
+        for batch_size in (8, 16, 32, 64, 128, 256):
+            took = milliseconds(depth, batch_size)
+            records["batch"].append({"depth": depth, "batch_size": batch_size, "milliseconds": took})
+            print(f"{depth:5d}{batch_size:7d}{took:12.0f}{took / batch_size:14.2f}", flush=True)
+
+    from minires import data
+
+    images = np.random.default_rng(0).integers(0, 256, (20000, 32, 32, 3), dtype=np.uint8)
+    loader = data.Loader(
+        images, np.zeros(len(images), np.int64), 128, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), train=True
+    )
+    start = time.perf_counter()
+    batches = sum(1 for _ in loader.epoch(0))
+    records["batch_milliseconds"] = 1e3 * (time.perf_counter() - start) / batches
+    print(f"a batch of 128 augmented images takes {records['batch_milliseconds']:.1f} ms to make")
+    return records
+
+
+def processor() -> str:
+    """Its name, where Linux tells."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(text.split(":")[1].strip() for text in file if text.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 if __name__ == "__main__":
