@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,36 @@ def test_a_convolution_with_a_bias():
     model(x)  # moves the running statistics
     with mr.no_grad():
         np.testing.assert_allclose(mr.fold(model)(x).numpy(), model.eval()(x).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_kernels_prepare_for_a_folded_network_goes_with_it():
+    from minires.kernels.cpu import matmul
+
+    gc.collect()
+    before = len(matmul._kept)
+    folded = mr.fold(trained(50, "cifar"))
+    x = mr.Tensor(np.random.default_rng(1).standard_normal((1, 8, 8, 3)).astype(np.float32))
+    with mr.no_grad():
+        first, second = folded(x).numpy(), folded(x).numpy()
+    np.testing.assert_array_equal(first, second)
+    assert len(matmul._kept) > before
+    with pytest.raises(ValueError, match="read-only"):
+        folded.conv1.weight.data[...] = 0
+    del folded
+    gc.collect()
+    assert len(matmul._kept) == before
+
+
+def test_a_folded_network_at_several_batch_sizes():
+    """One weight in two layouts: few images go through im2col, many through Winograd."""
+    model = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1), nn.BatchNorm2d(512)).eval()
+    folded = mr.fold(model)
+    images = np.random.default_rng(1).standard_normal((32, 4, 4, 512)).astype(np.float32)
+    with mr.no_grad():
+        expected = model(mr.Tensor(images)).numpy()
+        for n in (1, 32, 1):
+            found = folded(mr.Tensor(images[:n])).numpy()
+            assert np.linalg.norm(found - expected[:n]) < 1e-4 * np.linalg.norm(expected[:n])
 
 
 def test_nothing_to_fold():

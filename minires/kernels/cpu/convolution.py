@@ -152,7 +152,8 @@ def backward(
     turned_padding = (kh - 1 - geometry.padding[0], kw - 1 - geometry.padding[1])
     if dx is not None and plan.use_winograd(x_shape, weight.shape, geometry):
         chunks = partial(plan.winograd_chunks, x_shape=x_shape, weight_shape=weight.shape)
-        compute, total_shape, store_dweight = _winograd_backward(load_dy, load_x, dx, weight, scale)
+        way = _winograd_backward_of_few if plan.keeps_tiles(x_shape, weight.shape) else _winograd_backward
+        compute, total_shape, store_dweight = way(load_dy, load_x, dx, weight, scale)
     elif dx is not None and (kh, kw) != (1, 1) and geometry[1::2] == ((1, 1), (1, 1)) and min(turned_padding) >= 0:
         chunks = partial(plan.chunks, positions=h * w, widest=max(kh * kw * o, c), kernel=(kh, kw), backward=True)
         compute, total_shape, store_dweight = _stride_1_backward(load_dy, load_x, dx, weight, turned_padding, scale)
@@ -182,7 +183,7 @@ def backward(
     return finished
 
 
-# Three ways to go backward. Each returns
+# Four ways to go backward. Each returns
 #     compute(a, b, total, first)   fills dx[a:b], unless dx is None, and adds the chunk's share of the weight gradient
 #                                   to the worker's total (the first chunk sets it), unless that is None
 #     the shape of a total
@@ -265,11 +266,32 @@ def _winograd_backward(
     return compute, (36, *weight.shape[2:]), store
 
 
-def _winograd_patches(load: Load, a: int, b: int, shape: tuple) -> np.ndarray:
+def _winograd_backward_of_few(
+    load_dy: Load, load_x: Load, dx: np.ndarray, weight: np.ndarray, scale: np.ndarray | None
+) -> tuple[Callable, tuple, Callable]:
+    """For few tiles and many channels: keeps the transformed tiles of all images, with no total of (36,C,O)."""
+    c, o = weight.shape[2:]
+    transformed = winograd.transform_weight(turned(weight), scale)  # of (3,3,O,C)
+    dy_shape, tiles = (*dx.shape[:3], o), plan.tiles(dx.shape)
+    kept_x, kept_dy = (np.empty((36, dx.shape[0] * tiles, channels), np.float32) for channels in (c, o))
+
+    def compute(a: int, b: int, total: np.ndarray | None, first: bool) -> None:
+        here = slice(a * tiles, b * tiles)
+        winograd.multiply(_winograd_patches(load_dy, a, b, dy_shape, kept_dy[:, here]), transformed, dx[a:b])
+        if total is not None:
+            winograd.transform_tiles(load_x(a, b), kept_x[:, here])
+
+    def store(totals: Sequence[np.ndarray], dweight: np.ndarray) -> None:
+        winograd.weight_gradient(kept_x, kept_dy, dweight, scale)
+
+    return compute, (0,), store
+
+
+def _winograd_patches(load: Load, a: int, b: int, shape: tuple, out: np.ndarray | None = None) -> np.ndarray:
     """(36, tiles, C): the transformed patches of the images [a, b) of `shape` (N,H,W,C)."""
     padded, inside = winograd.room_for_patches((b - a, *shape[1:]))
     load(a, b, inside)
-    return winograd.transform_patches(padded)
+    return winograd.transform_patches(padded, out)
 
 
 def columns(load: Load, a: int, b: int, shape: tuple, geometry: Geometry) -> np.ndarray:

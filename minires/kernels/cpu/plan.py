@@ -45,6 +45,12 @@ def use_winograd(x_shape: tuple, weight_shape: tuple, geometry: tuple) -> bool:
     )
 
 
+def keeps_tiles(x_shape: tuple, weight_shape: tuple) -> bool:
+    """Whether Winograd's weight gradient waits for the tiles of all images: they are smaller than the workers' sums."""
+    c, outputs = weight_shape[2:]
+    return x_shape[0] * tiles(x_shape) * (c + outputs) <= workers.count * c * outputs
+
+
 def tiles(x_shape: tuple) -> int:
     """How many 4x4 tiles cover an image; those at the lower and right border may stick out."""
     return -(-x_shape[1] // 4) * -(-x_shape[2] // 4)

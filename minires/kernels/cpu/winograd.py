@@ -24,6 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from minires.kernels.cpu.matmul import block_rows, panel_width, panels
+from minires.kernels.cpu.plan import even_parts
 from minires.kernels.cpu.workers import framed, parallel, scratch
 
 # fmt: off
@@ -70,7 +71,7 @@ def room_for_patches(shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.n
     return framed(shape, (1, 1), (4 * -(-h // 4) + 2, 4 * -(-w // 4) + 2))
 
 
-def transform_patches(padded: np.ndarray) -> np.ndarray:
+def transform_patches(padded: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(m, 4*down+2, 4*across+2, C) -> (36, tiles, C): the 6x6 patches around every 4x4 tile, transformed."""
     m, c = padded.shape[0], padded.shape[3]
     down, across = padded.shape[1] // 4, padded.shape[2] // 4
@@ -79,13 +80,13 @@ def transform_patches(padded: np.ndarray) -> np.ndarray:
     patches = np.ndarray(shape, np.float32, padded, 0, (row, column, image, 4 * row, 4 * column, channel))
     laid_out = scratch("winograd patches", shape)
     np.copyto(laid_out, patches)
-    transformed = scratch("winograd transformed patches", (36, m * down * across, c))
-    _small_matmul(INPUT, laid_out.reshape(36, -1), out=transformed.reshape(36, -1))
-    return transformed
+    out = scratch("winograd transformed patches", (36, m * down * across, c)) if out is None else out
+    _small_matmul(INPUT, laid_out.reshape(36, -1), out=out.reshape(36, -1))
+    return out
 
 
-def add_weight_product(total: np.ndarray, images: np.ndarray, patches: np.ndarray, first: bool) -> None:
-    """total (36,C,O) += tilesᵀ patches, for the 4x4 tiles of x (m,H,W,C) and the transformed patches of dy."""
+def transform_tiles(images: np.ndarray, out: np.ndarray) -> None:
+    """out (36, tiles, C) = the transform of the 4x4 tiles of x (m,H,W,C), for the weight gradient."""
     m, h, w, c = images.shape
     down, across = -(-h // 4), -(-w // 4)
     if (4 * down, 4 * across) != (h, w):
@@ -94,26 +95,45 @@ def add_weight_product(total: np.ndarray, images: np.ndarray, patches: np.ndarra
         images = whole
     laid_out = scratch("winograd patches", (4, 4, m, down, across, c))
     np.copyto(laid_out, images.reshape(m, down, 4, across, 4, c).transpose(2, 4, 0, 1, 3, 5))
-    transformed = scratch("winograd products", (36, m * down * across, c))
-    _small_matmul(OUTPUT_T, laid_out.reshape(16, -1), out=transformed.reshape(36, -1))
+    _small_matmul(OUTPUT_T, laid_out.reshape(16, -1), out=out.reshape(36, -1))
+
+
+def add_weight_product(total: np.ndarray, images: np.ndarray, patches: np.ndarray, first: bool) -> None:
+    """total (36,C,O) += tilesᵀ patches, for the 4x4 tiles of x (m,H,W,C) and the transformed patches of dy."""
+    transformed = scratch("winograd products", (*patches.shape[:2], images.shape[3]))
+    transform_tiles(images, transformed)
     product = total if first else scratch("weight gradient", total.shape)
     np.matmul(transformed.transpose(0, 2, 1), patches, out=product)
     if not first:
         np.add(total, product, out=total)
 
 
+def weight_gradient(tiles: np.ndarray, patches: np.ndarray, dweight: np.ndarray, scale: np.ndarray | None) -> None:
+    """dweight (3,3,C,O), times scale (O,), of the transformed tiles (36,T,C) of x and patches (36,T,O) of dy.
+
+    The workers share C instead of the images: no sum over workers, and each block's product is cached when it is
+    transformed.
+    """
+
+    def part(begin: int, end: int) -> None:
+        for a, b in even_parts(begin, end, PRODUCT_BYTES // (4 * 36 * patches.shape[2])):
+            product = scratch("winograd products", (36, b - a, patches.shape[2]))
+            np.matmul(tiles[:, :, a:b].transpose(0, 2, 1), patches, out=product)
+            _store_turned(product, dweight[:, :, a:b], scale)
+
+    parallel(part, tiles.shape[2])
+
+
 def store_turned_weight_gradient(total: np.ndarray, dweight: np.ndarray, scale: np.ndarray | None) -> None:
     """dweight (3,3,C,O) = the inverse transform of total (36,C,O), turned by 180° in the plane, times scale (O,)."""
-    c, outputs = total.shape[1:]
-    total, dweight = total.reshape(36, -1), dweight.reshape(9, c, outputs)
+    parallel(lambda a, b: _store_turned(total[:, a:b], dweight[:, :, a:b], scale), total.shape[1], total.nbytes)
 
-    def part(a: int, b: int) -> None:
-        out = dweight[:, a:b]
-        np.matmul(WEIGHT_T_TURNED, total[:, a * outputs : b * outputs], out=out.reshape(9, -1))
-        if scale is not None:
-            np.multiply(out, scale, out=out)
 
-    parallel(part, c, total.nbytes)
+def _store_turned(total: np.ndarray, dweight: np.ndarray, scale: np.ndarray | None) -> None:
+    out = dweight.reshape(9, *dweight.shape[2:])
+    np.matmul(WEIGHT_T_TURNED, total.reshape(36, -1), out=out.reshape(9, -1))
+    if scale is not None:
+        np.multiply(out, scale, out=out)
 
 
 def multiply(patches: np.ndarray, weight: np.ndarray, y: np.ndarray) -> None:
@@ -139,6 +159,7 @@ def multiply(patches: np.ndarray, weight: np.ndarray, y: np.ndarray) -> None:
         np.copyto(y, target[:, :h, :w])
 
 
+PRODUCT_BYTES = 4 << 20  # of a block in weight_gradient
 COLUMNS = 256  # of one product: 36 * 36 * 256 multiply-adds are few enough for BLAS's unpacked kernels
 
 

@@ -101,6 +101,7 @@ def test_convolution_of_no_images():
         ((3, 32, 32, 48), 64),
         ((5, 14, 14, 96), 128),  # tiles that stick out; several panels of the weight
         ((9, 7, 15, 128), 64),
+        ((12, 8, 7, 256), 512),  # few tiles and many channels
     ],
 )
 def test_winograd(shape, outputs, layout):
