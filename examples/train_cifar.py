@@ -229,19 +229,18 @@ def read_arguments(parser: cli.Parser) -> Namespace:
 
 
 def dry_run(args: Namespace) -> int:
-    """Print what a training step costs, from the shapes alone: no data, no training."""
+    """Print what a training step costs: no data, no training."""
     size = args.image_size or 32
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
-    slots = 1 if args.optimizer == "sgd" else 2
-    weights = 4 * summary.parameters * (2 + slots)
-    activations = summary.activation_bytes * args.batch_size
+    memory = train.step_memory(model, (size, size, 3), args.batch_size, slots=1 if args.optimizer == "sgd" else 2)
     say(f"ResNet-{args.depth}, images of {size}x{size}, batches of {args.batch_size}, {args.optimizer}")
     say(f"parameters   {summary.parameters:,}")
     say(f"MACs         {summary.macs:,} multiply-adds for one image forward; a training step is about three times that")
-    say(f"memory       {format_bytes(summary.training_bytes(args.batch_size, slots))} for a training step:")
-    say(f"             {format_bytes(weights)} parameters, gradients and optimiser state")
-    say(f"             {format_bytes(activations)} activations ({format_bytes(summary.activation_bytes)} an image)")
+    say(f"memory       {format_bytes(memory.total)} for a training step on the CPU:")
+    say(f"             {format_bytes(memory.weights)} parameters, gradients and optimiser state")
+    say(f"             {format_bytes(memory.activations)} activations kept for backward, {args.batch_size} images")
+    say(f"             {format_bytes(memory.workspace)} work space; the rest is Python and its libraries")
     return 0
 
 

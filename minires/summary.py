@@ -48,11 +48,6 @@ class Summary:
         """Bytes that one image's forward pass leaves for backward."""
         return sum(row.activation_bytes for row in self.rows)
 
-    def training_bytes(self, batch_size: int, optimizer_slots: int = 2) -> int:
-        """An estimate of a training step's memory: parameters, gradients, `optimizer_slots` buffers of the
-        optimiser (2 for Adam, 1 for SGD), and the activations of the batch."""
-        return 4 * self.parameters * (2 + optimizer_slots) + self.activation_bytes * batch_size
-
     def __str__(self) -> str:
         head = ("layer", "kind", "output", "parameters", "MACs", "memory")
         table = [

@@ -1,7 +1,7 @@
 """The loop around a model: fit, evaluate, checkpoints that survive a crash, and the report of a run.
 
 Reading order: loop.py (the loop itself), evaluate.py, checkpoint.py (files on disk), stop.py (Ctrl-C and limits),
-progress.py, folder.py (the files of a run), report.py (results.json and the pictures).
+progress.py, folder.py (the files of a run), report.py (results.json and the pictures), cpu_memory.py (--dry-run).
 Next: examples/train_cifar.py, which puts it all together.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from minires.train import cli
 from minires.train.checkpoint import CheckpointError, fingerprint, load_model_weights, read_info, saved_settings
+from minires.train.cpu_memory import step_memory
 from minires.train.evaluate import Evaluation, evaluate
 from minires.train.folder import RunFolder, latest_run, new_run, state_file, weights_file
 from minires.train.loop import Interrupted, Training, TrainingError, fit
@@ -19,5 +20,6 @@ from minires.train.stop import Stop
 __all__ = [
     "CheckpointError", "Evaluation", "Interrupted", "RunFolder", "Stop", "Training", "TrainingError", "cli",
     "draw_pictures", "evaluate", "final_line", "fingerprint", "fit", "format_seconds", "latest_run",
-    "load_model_weights", "new_run", "read_info", "results", "saved_settings", "say", "state_file", "weights_file",
+    "load_model_weights", "new_run", "read_info", "results", "saved_settings", "say", "state_file", "step_memory",
+    "weights_file",
 ]  # fmt: skip

@@ -15,10 +15,12 @@ Reading order: after matmul.py. Next: convolution.py.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from minires.kernels.cpu import workers
+from minires.kernels.geometry import Geometry, output_size
 
 COLUMN_BYTES = 4 << 20  # of one chunk: the columns stay in the caches until they are multiplied
 PIXEL_BYTES = 2 << 20  # the same for 1x1, where the columns are the input itself
@@ -77,3 +79,34 @@ def even_parts(begin: int, end: int, most: int) -> Iterator[tuple[int, int]]:
     parts = -(-n // max(most, 1))
     for i in range(parts):
         yield begin + n * i // parts, begin + n * (i + 1) // parts
+
+
+def workspace_bytes(layers: Iterable[tuple[tuple, tuple, Geometry]]) -> int:
+    """Memory that a backward pass over `layers` (shape of the input, of the weight, geometry) takes while it computes.
+
+    Two things for each layer: what comes and goes with it (its weight in another layout, the workers' sums), of which
+    the largest counts; and the scratch buffers, which stay, each as large as any layer needed it.
+    """
+    passing, columns, patches, chunk = 0, 0, 0, 0
+    for x_shape, weight_shape, geometry in layers:
+        n = -(-x_shape[0] // workers.count)  # images of a worker
+        c, outputs = weight_shape[2:]
+        size = output_size(x_shape, *geometry)
+        if use_winograd(x_shape, weight_shape, geometry):
+            a, b = next(winograd_chunks(0, n, x_shape, weight_shape))
+            weight, in_chunk = 36 * c * outputs, (b - a) * tiles(x_shape)
+            sums = x_shape[0] * tiles(x_shape) * 36 * (c + outputs)
+            if not keeps_tiles(x_shape, weight_shape):
+                sums = workers.count * weight * (1 if b - a == n else 2)
+            patches = max(patches, 36 * in_chunk * max(c, outputs))
+        else:
+            k, positions = math.prod(weight_shape[:3]), math.prod(size)
+            a, b = next(chunks(0, n, positions, max(k, outputs), geometry.kernel, backward=True))
+            weight = k * outputs
+            sums = workers.count * weight * (1 if b - a == n else 2)
+            turned = geometry.stride == (1, 1) and geometry.kernel != (1, 1)  # then backward lays out dy
+            columns = max(columns, (b - a) * positions * (k // c * outputs if turned else k))
+        passing = max(passing, weight + sums)
+        chunk = max(chunk, (b - a) * max(math.prod(x_shape[1:]), math.prod(size) * outputs))
+    # Winograd has three buffers of the size of its patches; a branch has three of a chunk, and its frames are a fourth.
+    return 4 * (passing + workers.count * (columns + 3 * patches + 4 * chunk))

@@ -1,0 +1,94 @@
+"""How much memory a training step will take on the CPU, without taking one.
+
+What the tape keeps is measured, on two images: the forward pass runs, and the arrays that its closures hold are
+counted. The rest is computed from shapes: parameters, gradients, the optimiser's buffers, and the work space of the
+convolution that needs the most, at the moment when backward begins and everything is still kept.
+
+Reading order: after loop.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import types
+from dataclasses import dataclass
+
+import numpy as np
+
+from minires import nn
+from minires.kernels.cpu import plan
+from minires.kernels.geometry import Geometry, pair
+from minires.tensor import Node, Tensor, no_grad
+
+LIBRARIES = 60_000_000  # bytes of Python, NumPy and minires themselves
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step; `total` is what the process will have taken at its peak."""
+
+    weights: int  # parameters, gradients and the optimiser's buffers
+    activations: int  # what the tape keeps for backward
+    workspace: int  # transformed weights, partial sums and scratch buffers of the kernels
+
+    @property
+    def total(self) -> int:
+        """Together with Python and the libraries."""
+        return LIBRARIES + self.weights + self.activations + self.workspace
+
+
+def step_memory(model: nn.Module, image: tuple[int, int, int], batch_size: int, slots: int) -> StepMemory:
+    """The memory of a training step on `batch_size` images (H, W, C) with the CPU kernels, float32.
+
+    slots   buffers of the optimiser, each as large as all parameters: 2 for Adam, 1 for SGD with momentum
+
+    The model is left as it was.
+    """
+    model = copy.deepcopy(model).train()
+    layers: set[tuple] = set()
+
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            numbers = (pair(name, getattr(module, name), 0) for name in ("stride", "padding", "dilation"))
+            shape = (batch_size, *inputs[0].shape[1:])
+            layers.add((shape, module.weight.shape, Geometry(module.kernel_size, *numbers)))
+
+    two_images = Tensor(np.zeros((2, *image), np.float32))
+    with no_grad(), nn.observe(note):
+        model(two_images)
+    images = batch_size * int(np.prod(image))
+    activations = kept_bytes(model(two_images), model) // 2 * batch_size + 4 * images
+    parameters = sum(p.size for p in model.parameters())
+    workspace = plan.workspace_bytes(layers)
+    return StepMemory(4 * parameters * (2 + slots), activations, workspace)
+
+
+def kept_bytes(output: Tensor, model: nn.Module) -> int:
+    """Bytes of all arrays that the tape of `output` holds for backward, those of the model itself left out."""
+    own = {id(_owner(tensor.data)) for tensor in model.parameters()}
+    containers = (Node, Tensor, types.FunctionType, types.CellType, tuple, list, dict)
+    seen: set[int] = set()
+    pending, total = [output], 0
+    while pending:
+        thing = pending.pop()
+        if id(thing) in seen or isinstance(thing, nn.Parameter):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, np.ndarray):
+            owner = _owner(thing)
+            if id(owner) not in own:
+                own.add(id(owner))
+                total += owner.nbytes
+        elif isinstance(thing, types.FunctionType):
+            pending += thing.__closure__ or ()  # not its module's globals
+        elif isinstance(thing, containers) or hasattr(thing, "__dataclass_fields__"):
+            pending += gc.get_referents(thing)
+    return total
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory `array` is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
