@@ -62,15 +62,24 @@ def fault(path: Path, checksum: Checksum) -> str | None:
 
 
 def download(
-    url: str, path: Path, size: int, checksum: Checksum, log: Callable[[str], None] = print, timeout: float = 20.0
+    url: str,
+    path: Path,
+    size: int | None,
+    checksum: Checksum,
+    log: Callable[[str], None] = print,
+    timeout: float = 20.0,
 ) -> None:
     """Fetch `url`, a file of `size` bytes with that checksum, to `path`, with a progress bar on a terminal.
+
+    Where `size` is None the server is asked for it.
 
     Continues `path`.part from an interrupted download, and a broken connection as long as each attempt brings the
     file further. `timeout` is in seconds, for connecting and for each read. Raises `DownloadError` when the file
     cannot be had, and also (after deleting it) when what came has the wrong checksum.
     """
     part = path.with_name(path.name + ".part")
+    if size is None:
+        size = _size_of(url, timeout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
@@ -93,6 +102,22 @@ def download(
         os.replace(part, path)
     except OSError as error:
         raise DownloadError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _size_of(url: str, timeout: float) -> int:
+    """The number of bytes that the server has at `url`."""
+    from urllib.error import URLError
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "minires"}, method="HEAD"), timeout=timeout) as response:
+            size = response.headers.get("Content-Length", "")
+    except (OSError, HTTPException) as error:  # URLError and HTTPError are OSErrors
+        reason = error.reason if isinstance(error, URLError) else error or type(error).__name__
+        raise DownloadError(f"{url}: no connection ({reason})") from None
+    if not size.isdecimal():
+        raise DownloadError(f"{url}: the server does not say how large the file is")
+    return int(size)
 
 
 def _continue(url: str, part: Path, have: int, size: int, timeout: float, bar: tqdm) -> str | None:

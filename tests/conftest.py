@@ -72,6 +72,16 @@ class Handler(BaseHTTPRequestHandler):
         # "breaks": a connection that ends after 1000 bytes of every answer
         self.wfile.write(body[:1000] if server.mode == "breaks" else body)
 
+    def do_HEAD(self) -> None:
+        server: Server = self.server
+        if server.mode == "missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if server.mode != "no length":
+            self.send_header("Content-Length", str(len(server.content)))
+        self.end_headers()
+
     def log_message(self, *_) -> None:
         pass
 

@@ -198,6 +198,21 @@ def test_parameters_a_wrapper_and_a_prefix(save):
     assert found["conv1.weight"].shape == (16, 3, 3, 3)
 
 
+def test_an_akamaster_checkpoint(save):
+    """As github.com/akamaster/pytorch_resnet_cifar10 writes it: DataParallel's prefix, linear, no batch counters."""
+    theirs = trained(20, None, 10)
+    state = collections.OrderedDict()
+    for name, tensor in theirs.state_dict().items():
+        if "num_batches_tracked" not in name:
+            state["module." + name.replace("fc.", "linear.")] = tensor
+    ours = models.resnet20(weights=save({"state_dict": state, "best_prec1": 91.73}))
+    images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad(), mr.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        logits = ours.eval()(mr.Tensor(images)).numpy()
+    assert np.linalg.norm(logits - expected) < 1e-4 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_protocol(save, protocol):
     state = twins.build(20).state_dict()
