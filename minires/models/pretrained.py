@@ -104,8 +104,12 @@ def load_into(model: nn.Module, weights: str | Path, depth: int, log: Callable[[
 def translate(state: Mapping[str, np.ndarray], path: Path, log: Callable[[str], None] = print) -> dict[str, np.ndarray]:
     """`state` in our names: what is called linear.* in github.com/akamaster/pytorch_resnet_cifar10 is fc.* here.
 
-    All else is the same there: names, layouts, and shortcuts without parameters (option A).
+    All else is the same there: names (but for compressible_conv1 ... in some of its versions), layouts, and shortcuts
+    without parameters (option A).
     """
+    if any("compressible_" in name for name in state):
+        log(f"{path}: took 'compressible_' out of the names")
+        state = {name.replace("compressible_", ""): array for name, array in state.items()}
     state = dict(state)
     if "linear.weight" in state and "fc.weight" not in state:
         log(f"{path}: 'linear' is called 'fc' here")

@@ -123,13 +123,16 @@ def test_imagenet_classes():
 # Files of any origin ---------------------------------------------------------------------------------------------
 
 
-def test_an_akamaster_checkpoint(tmp_path, capsys):
+@pytest.mark.parametrize("version", ["plain", "compressible"])
+def test_an_akamaster_checkpoint(tmp_path, capsys, version):
     """Its names: module. before all, linear for fc; from before there was num_batches_tracked."""
     trained = models.resnet20(generator=np.random.default_rng(7))
     theirs = {}
     for name, array in trained.state_dict().items():
         if "num_batches_tracked" not in name:
             theirs["module." + name.replace("fc.", "linear.")] = array
+    if version == "compressible":
+        theirs = {n.replace("conv", "compressible_conv").replace("lin", "compressible_lin"): theirs[n] for n in theirs}
     mr.save_weights(theirs, tmp_path / "resnet20-12fca82f.pth")
     ours = models.resnet20(weights=tmp_path / "resnet20-12fca82f.pth")
     assert_equal(ours, trained)
