@@ -48,14 +48,15 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> nn.Module:
         depths = {(n, n, n): 6 * n + 2 for n in range(1, 201)}
         if counts not in depths:
             raise ValueError(f"a ResNet with {counts} blocks, expected three stages of n blocks each")
-        model = resnet_cifar.CifarResNet(depths[counts], classes)
+        model = resnet_cifar.CifarResNet(depths[counts], classes, generator=nn.init.Zeros())
     else:
         block = resnet.Bottleneck if "layer1.0.conv3.weight" in state else resnet.BasicBlock
         if (block, counts) not in resnet.CONFIGURATIONS.values():
             raise ValueError(f"a ResNet with {counts} blocks of {block.__name__}, expected one of ResNet-18 ... 152")
         stem = "imagenet" if first[2:] == (7, 7) else "cifar"
         # Only residual networks have projections where a stage begins.
-        model = resnet.ResNet(block, counts, classes, stem, shortcut="layer2.0.downsample.0.weight" in state)
+        shortcut = "layer2.0.downsample.0.weight" in state
+        model = resnet.ResNet(block, counts, classes, stem, shortcut, generator=nn.init.Zeros())
     model.load_state_dict(state)
     return model
 

@@ -259,6 +259,8 @@ def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | Pa
 
 def _resnet(depth: int, num_classes: int, stem: str, weights: str | Path | None, options: dict) -> ResNet:
     block, counts = CONFIGURATIONS[depth]
+    if weights is not None:
+        options = {"generator": nn.init.Zeros(), **options}
     model = ResNet(block, counts, num_classes, stem, **options)
     if weights is not None:
         pretrained.load_into(model, weights, depth)

@@ -143,6 +143,8 @@ def resnet1202(num_classes: int = 10, weights: str | Path | None = None, **optio
 
 
 def _resnet(depth: int, num_classes: int, weights: str | Path | None, options: dict) -> CifarResNet:
+    if weights is not None:
+        options = {"generator": nn.init.Zeros(), **options}
     model = CifarResNet(depth, num_classes, **options)
     if weights is not None:
         pretrained.load_into(model, weights, depth)

@@ -120,6 +120,17 @@ def test_imagenet_classes():
     assert len(set(names)) == 1000
 
 
+def test_no_weights_are_drawn_for_a_network_that_is_loaded(resnet18, tmp_path):
+    """Those that follow, for a new last layer, come from the seed as if nothing had been loaded."""
+    (tmp_path / "x.pth").write_bytes(resnet18[1])
+    mr.manual_seed(3)
+    expected = nn.Linear(4, 5).weight.data
+    for load in (lambda path: models.resnet18(weights=path), models.from_weights):
+        mr.manual_seed(3)
+        assert_equal(load(tmp_path / "x.pth"), resnet18[0])
+        np.testing.assert_array_equal(nn.Linear(4, 5).weight.data, expected)
+
+
 # Files of any origin ---------------------------------------------------------------------------------------------
 
 
