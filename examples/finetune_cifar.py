@@ -101,15 +101,13 @@ def main() -> int:
     folder.write_json("config.json", {**settings, **about, "command": shlex.join(sys.argv)})
 
     # 5. Train. After each epoch its loss and the accuracy on the test images are printed.
-    def advice(seconds: float) -> str:
-        return speed_advice(args, seconds, len(dataset.train_images), len(test[0]))
-
+    if device == "cpu" and not args.freeze:
+        say(speed_advice(args, forward_seconds(model, args.image_size), len(dataset.train_images), len(test[0])))
     with train.Stop(args.max_minutes) as stop:
         try:
             evaluation = train.fit(
                 training, train_batches, test_batches, schedules.build("constant", args.lr, 1), args.epochs,
                 stop=stop, folder=None if args.freeze else folder,
-                advice=advice if device == "cpu" and not args.freeze else None,
             )  # fmt: skip
         except train.Interrupted as interruption:
             again = f"; continue with: {shlex.join(['python', *sys.argv, '--resume'])}"
@@ -167,9 +165,21 @@ class FeatureBatches:
             yield self.versions[version[chosen], chosen], self.labels[chosen]
 
 
-def speed_advice(args: Namespace, seconds: float, train_images: int, test_images: int) -> str:
-    """What to say on a machine without a GPU once it is known how many seconds an epoch takes."""
-    forward = seconds / train_images / TRAINING_COST  # of one image
+def forward_seconds(model: nn.Module, size: int, images: int = 4) -> float:
+    """How long the forward pass of one image takes, measured."""
+    folded, x = mr.fold(model), mr.Tensor(np.zeros((images, size, size, 3), np.float32))
+    times = []
+    with mr.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            folded(x)
+            times.append(time.perf_counter() - start)
+    return min(times) / images
+
+
+def speed_advice(args: Namespace, forward: float, train_images: int, test_images: int) -> str:
+    """What to say on a machine without a GPU, where the forward pass of one image takes `forward` seconds."""
+    seconds = forward * TRAINING_COST * train_images  # of an epoch
     frozen = forward * (train_images * (2 if args.flip else 1) + test_images)
     few = max(int(300 / forward / 3 / 100), 1) * 100  # so many training images, twice, and test images in five minutes
     text = (
