@@ -35,6 +35,7 @@ from tqdm import tqdm
 import minires as mr
 import minires.functional as F
 from minires import data, models, nn, optim, train
+from minires.device import Array, to_device
 from minires.models import recognise, resnet
 from minires.optim import schedules
 from minires.train import cli, format_seconds, say
@@ -71,9 +72,9 @@ def main() -> int:
         say(f"computing the features of {dataset.name} by ResNet-{depth}, once for all epochs")
         versions = (False, True) if args.flip else (False,)
         features = [compute_features(model, dataset.train_images, args, options, mirrored) for mirrored in versions]
-        train_batches = FeatureBatches(features, dataset.train_labels, args.batch_size, seed=args.seed)
+        train_batches = FeatureBatches(features, dataset.train_labels, args.batch_size, device, seed=args.seed)
         test_features = compute_features(model, test[0], args, options, mirrored=False)
-        test_batches = FeatureBatches([test_features], test[1], args.batch_size)
+        test_batches = FeatureBatches([test_features], test[1], args.batch_size, device)
     else:
         train_batches = data.Loader(
             dataset.train_images, dataset.train_labels, args.batch_size,
@@ -116,6 +117,8 @@ def main() -> int:
 
     # 6. What came out: the accuracy, the weights of the whole network, pictures.
     result = train.results(training, evaluation, dataset, mr.info()["versions"])
+    result["trained_parameters"] = optimizer.flat.size
+    result["parameters"] = sum(p.size for p in model.parameters())
     mr.save_weights(model, folder.weights, metadata={"minires": json.dumps({"settings": settings, **about})})
     folder.write_log([*training.history])
     folder.write_json("results.json", result)
@@ -149,20 +152,24 @@ class FeatureBatches:
     versions  of the features of all images, each (N, features): a training batch takes one at random for each image
     """
 
-    def __init__(self, versions: list[np.ndarray], labels: np.ndarray, batch_size: int, seed: int | None = None):
-        self.versions, self.labels, self.batch_size, self.seed = np.stack(versions), labels, batch_size, seed
+    def __init__(
+        self, versions: list[np.ndarray], labels: np.ndarray, batch_size: int, device: str, seed: int | None = None
+    ):
+        self.versions, self.labels, self.batch_size = np.stack(versions), labels, batch_size  # (V,N,features), (N,)
+        self.device, self.seed = device, seed
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         order, version = np.arange(len(self.labels)), np.zeros(len(self.labels), int)
         if self.seed is not None:
             rng = np.random.default_rng([self.seed, epoch])
             order, version = rng.permutation(order), rng.integers(0, len(self.versions), len(order))
         for index in range(start, len(self)):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            yield self.versions[version[chosen], chosen], self.labels[chosen]
+            x, y = self.versions[version[chosen], chosen], self.labels[chosen]
+            yield to_device(x, self.device), to_device(y, self.device)
 
 
 def forward_seconds(model: nn.Module, size: int, images: int = 4) -> float:

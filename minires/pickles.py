@@ -30,11 +30,23 @@ class PickleError(ValueError):
 
 
 class Window:
-    """A file to read from, over the bytes of `buffer` from `position` to `end`; no string is longer than `longest`."""
+    """A file to read from, over the bytes of `buffer` from `position` to `end`.
 
-    def __init__(self, buffer: memoryview, position: int = 0, end: int | None = None, longest: int = 1 << 16):
-        self.buffer, self.position, self.longest = buffer, position, longest
+    budget   bytes of memory that all values read from it may take, reckoned generously from the instructions
+    longest  bytes of the longest string in it
+    """
+
+    def __init__(
+        self, buffer: memoryview, budget: int, position: int = 0, end: int | None = None, longest: int = 1 << 16
+    ):
+        self.buffer, self.budget, self.position, self.longest = buffer, budget, position, longest
         self.end = len(buffer) if end is None else end
+
+    def spend(self, count: int) -> None:
+        """Take `count` bytes from the budget."""
+        self.budget -= count
+        if self.budget < 0:
+            raise PickleError("would take more memory than its file can account for: it may be an attack")
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes. Nothing is allocated for more than there are."""
@@ -59,14 +71,12 @@ class Window:
 def load(
     window: Window,
     names: Mapping[tuple[str, str], Any],
-    budget: int,
     persistent: Callable[[Any], Any] | None = None,
     python2_bytes: bool = False,
 ) -> Any:
     """The value of the pickle that begins at the window's position, which is then right behind its end.
 
     names          what (module, name) stands for: a value, or a function that the pickle may call
-    budget         bytes of memory that the result may take, reckoned generously from the instructions
     persistent     maps a persistent id, by which the pickle refers to what is outside of it, to a value
     python2_bytes  Python 2's strings, which say neither, are bytes, not text
 
@@ -77,13 +87,11 @@ def load(
     memo: dict[int, Any] = {}
     try:
         for opcode, argument, _ in pickletools.genops(window):
-            budget -= OPCODE_COST + sys.getsizeof(argument)
-            if budget < 0:
-                raise PickleError("would take more memory than its file can account for: it may be an attack")
+            window.spend(OPCODE_COST + sys.getsizeof(argument))
             if opcode.name == "STOP":
                 (value,) = stack
                 return value
-            budget -= _step(opcode.name, argument, stack, memo, names, persistent, python2_bytes)
+            window.spend(_step(opcode.name, argument, stack, memo, names, persistent, python2_bytes))
     except PickleError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything

@@ -23,7 +23,7 @@ PLAIN = st.recursive(
 
 
 def load(raw: bytes, names=None, budget: int = 1 << 20, **options):
-    return pickles.load(pickles.Window(memoryview(raw)), names or {}, budget, **options)
+    return pickles.load(pickles.Window(memoryview(raw), budget), names or {}, **options)
 
 
 @given(PLAIN, st.integers(0, 5))
@@ -85,9 +85,9 @@ def test_persistent_ids():
 
 
 def test_one_pickle_after_the_other():
-    window = pickles.Window(memoryview(pickle.dumps("a", 2) + pickle.dumps([3], 4) + b"rest"))
-    assert pickles.load(window, {}, 1 << 20) == "a"
-    assert pickles.load(window, {}, 1 << 20) == [3]
+    window = pickles.Window(memoryview(pickle.dumps("a", 2) + pickle.dumps([3], 4) + b"rest"), 1 << 20)
+    assert pickles.load(window, {}) == "a"
+    assert pickles.load(window, {}) == [3]
     assert bytes(window.buffer[window.position :]) == b"rest"
 
 

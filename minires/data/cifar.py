@@ -275,9 +275,9 @@ def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
     use far more memory or stack than its own size.
     """
     # python2_bytes: Python 2's str is bytes, and most of them here are pixels, for which the window has to be wide.
-    window = pickles.Window(memoryview(raw), longest=max(len(raw), 1))
+    window = pickles.Window(memoryview(raw), PICKLE_BUDGET + 2 * len(raw), longest=max(len(raw), 1))
     try:
-        content = pickles.load(window, _ALLOWED, PICKLE_BUDGET + 2 * len(raw), python2_bytes=True)
+        content = pickles.load(window, _ALLOWED, python2_bytes=True)
     except pickles.PickleError as error:
         if looks_like_html(raw[:512]):
             raise DataError(f"{path}: this is a web page (HTML), not a batch file; delete it") from None

@@ -65,7 +65,7 @@ def vector(buffer: memoryview, offset: int, count: int, dtype: str, order: str =
 def check_shape(shape: tuple, what: str) -> int:
     """The number of elements of `shape`. Raises `WeightsError`, beginning with `what`, if an array cannot have it."""
     if len(shape) > 32 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in shape):
-        raise WeightsError(f"{what} has the shape {shape!r:.200}, expected up to 32 sizes of at least 0")
+        raise WeightsError(f"{what} has a shape that is none, expected up to 32 sizes of at least 0")
     count = math.prod(shape)
     # Every partial product, too: NumPy multiplies the sizes before it sees that one is zero.
     if math.prod(n for n in shape if n) >= 1 << 60:

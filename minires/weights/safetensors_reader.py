@@ -110,9 +110,10 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], tup
         raise WeightsError(f"{path}: {name} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise WeightsError(f"{path}: {name} has the dtype {dtype!r:.50}, expected one of {', '.join(DTYPES)}")
+        shown = repr(dtype)[:50] if isinstance(dtype, str) else type(dtype).__name__
+        raise WeightsError(f"{path}: {name} has the dtype {shown}, expected one of {', '.join(DTYPES)}")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise WeightsError(f"{path}: the shape or the data_offsets of {name} are no lists")
     if any(type(n) is not int for n in offsets) or not 0 <= offsets[0] <= offsets[1]:
-        raise WeightsError(f"{path}: {name} has the data_offsets {offsets!r:.100}, expected two ascending bytes")
+        raise WeightsError(f"{path}: the data_offsets of {name} are not two ascending bytes")
     return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])

@@ -92,7 +92,7 @@ def read_zip(path: Path, archive: Archive, log: Callable[[str], None]) -> dict[s
     if f"{folder}constants.pkl" in archive.members:
         raise WeightsError(f"{path}: is a TorchScript program, expected a state dict (of torch.save)")
     start, size = archive.place(f"{folder}data.pkl")
-    window = Window(archive.buffer, start, start + size)
+    window = Window(archive.buffer, _budget(archive.buffer), start, start + size)
     order = "<"
     if f"{folder}byteorder" in archive.members:
         at, length = archive.place(f"{folder}byteorder")
@@ -109,12 +109,12 @@ def read_zip(path: Path, archive: Archive, log: Callable[[str], None]) -> dict[s
 
 def read_legacy(path: Path, buffer: memoryview, log: Callable[[str], None]) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint in the older layout. Raises `WeightsError`."""
-    window = Window(buffer)
+    window = Window(buffer, _budget(buffer))
     if _unpickle(path, window) != MAGIC:
         raise WeightsError(f"{path}: is a pickle, but not one of torch.save")
     version, system = _unpickle(path, window), _unpickle(path, window)
     if version != VERSION or not isinstance(system, dict):
-        raise WeightsError(f"{path}: has the version {version!r:.50}, expected {VERSION}")
+        raise WeightsError(f"{path}: a checkpoint of another version than {VERSION}, which all have, or damaged")
     order = ">" if system.get("little_endian") is False else "<"
     storages: dict[str, Storage] = {}
     content = _unpickle(path, window, storages)
@@ -153,6 +153,11 @@ def _check_bytes(path: Path, storage: Storage, dtype: str, found: int) -> None:
         raise WeightsError(f"{path}: storage {storage.key} has {found:,} bytes, its tensors expect {expected:,}")
 
 
+def _budget(buffer: memoryview) -> int:
+    """Bytes that the descriptions in a file may take: of 7,000 tensors, ResNet-1202's need half of their file."""
+    return max(len(buffer) // 2, 16 << 20)
+
+
 def _unpickle(path: Path, window: Window, storages: dict[str, Storage] | None = None) -> Any:
     """The value of one pickle; in the older layout `storages` collects what it refers to."""
 
@@ -166,10 +171,8 @@ def _unpickle(path: Path, window: Window, storages: dict[str, Storage] | None = 
                 raise PickleError(f"describes storage {storage.key} in two ways")
         return storage
 
-    # At most what the file itself has, so that all is within twice its size; files of a few tensors need a minimum.
-    budget = max(len(window.buffer), 16 << 20)
     try:
-        return pickles.load(window, NAMES, budget, persistent)
+        return pickles.load(window, NAMES, persistent)
     except PickleError as error:
         raise WeightsError(f"{path}: the pickle {error}") from None
 
@@ -249,17 +252,21 @@ def _arrays(
     log: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
     """The arrays that `content` describes; those that share a storage there share it here."""
-    loaded: dict[tuple[str, Any], np.ndarray] = {}
+    loaded: dict[str, tuple[str, np.ndarray]] = {}
     arrays = {}
     for name, tensor in select(path, content, log).items():
         storage, dtype = tensor.storage, tensor.dtype
-        key = storage.key, dtype
-        if key not in loaded:
+        if storage.key not in loaded:
             count = storage.count
             if storage.dtype is None:
                 count //= item_bytes(dtype)
-            loaded[key] = vector(buffer, locate(storage, dtype), count, dtype, order)
-        arrays[name] = _view(path, name, tensor, loaded[key], len(buffer))
+            loaded[storage.key] = dtype, vector(buffer, locate(storage, dtype), count, dtype, order)
+        first, numbers = loaded[storage.key]
+        if first != dtype:
+            raise WeightsError(
+                f"{path}: {name} takes storage {storage.key:.50} for {dtype}, another tensor for {first}"
+            )
+        arrays[name] = _view(path, name, tensor, numbers, len(buffer))
     return arrays
 
 
@@ -300,19 +307,24 @@ def select(path: Path, content: Any, log: Callable[[str], None]) -> dict[str, Te
         for wrapper in WRAPPERS:
             inside = content.get(wrapper)
             if isinstance(inside, dict) and any(isinstance(value, Tensor) for value in inside.values()):
-                others = ", ".join(repr(name) for name in content if name != wrapper)
-                log(f"{path}: taking the weights under {wrapper!r}" + (f"; not read: {others:.200}" if others else ""))
+                others = _names([name for name in content if name != wrapper])
+                log(f"{path}: taking the weights under {wrapper!r}" + (f"; not read: {others}" if others else ""))
                 state = {name: value for name, value in inside.items() if isinstance(value, Tensor)}
                 rest = [name for name in inside if name not in state]
                 break
         else:
-            found = ", ".join(f"{name!r} ({_kind(value)})" for name, value in list(content.items())[:8])
+            found = ", ".join(f"{name!r:.50} ({_kind(value)})" for name, value in list(content.items())[:8])
             raise WeightsError(f"{path}: has no tensors, only {found or 'an empty dict'}")
     if rest:
-        log(f"{path}: left out, because they are no tensors: {', '.join(map(repr, rest)):.200}")
+        log(f"{path}: left out, because they are no tensors: {_names(rest)}")
     if any(type(name) is not str for name in state):
         raise WeightsError(f"{path}: has tensors whose names are not text")
     return state
+
+
+def _names(names: list[Any]) -> str:
+    """The first eight of them."""
+    return ", ".join(f"{name!r:.50}" for name in names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _kind(value: Any) -> str:

@@ -38,6 +38,10 @@ def prepared(tmp_path_factory):
     return path
 
 
+def is_trained(name: str) -> bool:
+    return name.rpartition(".")[2] in ("weight", "bias")
+
+
 @pytest.fixture
 def run(prepared, tmp_path):
     def run(*arguments, **environment):
@@ -92,6 +96,9 @@ def test_frozen_features_leave_the_network_as_it_was(run, prepared, tmp_path):
     for name, array in before.items():
         if not name.startswith("fc."):
             np.testing.assert_array_equal(after[name], array)
+    results = json.loads((tmp_path / "runs/finetune/results.json").read_text())
+    assert results["trained_parameters"] == 512 * 10 + 10
+    assert results["parameters"] == sum(array.size for name, array in after.items() if is_trained(name))
     log = [json.loads(line) for line in (tmp_path / "runs/finetune/log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2, 3]
     assert log[-1]["loss"] < log[0]["loss"]  # it learns
@@ -128,7 +135,7 @@ def test_features_are_what_the_last_layer_sees(script, prepared):
 
 def test_feature_batches(script):
     plain, mirrored = np.arange(10.0)[:, None], np.arange(10.0)[:, None] + 100
-    batches = script.FeatureBatches([plain, mirrored], np.arange(10), 4, seed=0)
+    batches = script.FeatureBatches([plain, mirrored], np.arange(10), 4, "cpu", seed=0)
     seen = [np.concatenate([x[:, 0] for x, _ in batches.epoch(epoch)]) for epoch in range(20)]
     for x in seen:
         assert sorted(x % 100) == list(range(10))  # every image once
@@ -136,7 +143,7 @@ def test_feature_batches(script):
     assert len(batches) == 3
     whole, rest = list(batches.epoch(3)), list(batches.epoch(3, start=1))
     assert [y.tolist() for _, y in rest] == [y.tolist() for _, y in whole[1:]]
-    plain_only = script.FeatureBatches([plain], np.arange(10), 4)
+    plain_only = script.FeatureBatches([plain], np.arange(10), 4, "cpu")
     assert np.concatenate([y for _, y in plain_only.epoch(5)]).tolist() == list(range(10))
 
 

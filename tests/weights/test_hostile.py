@@ -187,6 +187,37 @@ def test_older_files_with_views_of_storages(write):
         mr.load_weights(write(torch_zip(content)))
 
 
+def test_one_storage_of_two_types(write):
+    """PyTorch refuses to write it; here each type of one storage could cost a copy."""
+    other = tensor(b"ctorch\nIntStorage\n").replace(b"X\x01\x00\x00\x00a", b"X\x01\x00\x00\x00b")
+    with pytest.raises(mr.WeightsError, match="b takes storage 0 for int32, another tensor for float32"):
+        mr.load_weights(write(torch_zip(tensor()[:-1] + other[3:])))
+
+
+def test_the_pickles_of_the_older_layout_have_one_budget(write):
+    """Magic number, version and three large pickles, each of which alone would be allowed."""
+    large = b"\x80\x02(" + b"]" * 90_000 + b"l."
+    parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001)]
+    with pytest.raises(mr.WeightsError, match="more memory than its file can account for"):
+        mr.load_weights(write(b"".join([*parts, b"\x80\x02}K\x01" + large[2:-1] + b"s.", large, large])))
+
+
+def test_values_nested_too_deep_to_be_shown(write):
+    deep = b"]" * 50_000 + b"a" * 49_999
+    system = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), b"\x80\x02" + deep + b".", pickle.dumps({}, 2)]
+    with pytest.raises(mr.WeightsError, match="another version than 1001"):
+        mr.load_weights(write(b"".join(system)))
+    with pytest.raises(mr.WeightsError, match=r"has no tensors, only 'a' \(list\)"):
+        mr.load_weights(write(torch_zip(b"\x80\x02}X\x01\x00\x00\x00a" + deep + b"s.")))
+    nested = b"[" * 400 + b"]" * 400
+    for entry in (
+        b'{"dtype":%s,"shape":[],"data_offsets":[0,4]}', b'{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}',
+        b'{"dtype":"F32","shape":[],"data_offsets":[0,%s]}',
+    ):  # fmt: skip
+        with pytest.raises(mr.WeightsError):
+            mr.load_weights(write(safetensors_file(b'{"a":' + entry % nested + b"}", b"1234")))
+
+
 def test_big_endian(write):
     out = io.BytesIO(torch_zip(pickle_of(ARRAY), {"0": ARRAY["a"].astype(">f4").tobytes()}))
     with zipfile.ZipFile(out, "a") as archive:
