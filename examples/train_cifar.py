@@ -129,7 +129,8 @@ def main() -> int:
         folder.prepare(state_bytes=weights_bytes * (1 + len(optimizer.slots)), weights_bytes=weights_bytes)
     except OSError as error:
         parser.error(f"argument --out: {error.filename}: {error.strerror}")
-    folder.write_json("config.json", {**settings, "dataset": dataset.name, "command": shlex.join(sys.argv)})
+    about = {"dataset": dataset.name, "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
+    folder.write_json("config.json", {**settings, **about, "command": shlex.join(sys.argv)})
     folder.write_log(training.history)
     if args.resume:
         changed = [f"{name} {settings[name]}, was {old}" for name, old in before.items() if settings.get(name) != old]

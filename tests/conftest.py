@@ -1,4 +1,4 @@
-"""For all tests: hypothesis profiles, the array libraries, and the reasons for skipping.
+"""For all tests: hypothesis profiles, the array libraries, a web server, and the reasons for skipping.
 
 HYPOTHESIS_PROFILE=ci       (default) the same 30 examples every time
 HYPOTHESIS_PROFILE=nightly  500 examples, other ones every time
@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 
 import pytest
@@ -32,3 +34,65 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def xp(request: pytest.FixtureRequest) -> ModuleType:
     """The array library: numpy, and cupy where there is a GPU."""
     return importlib.import_module(request.param)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` at every path. `mode` says how well; `ranges` lists the Range headers of the requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.mode, self.ranges = b"", "good", []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/file.tar.gz"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server: Server = self.server
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.mode != "no ranges" else 0
+        if server.mode == "missing":
+            self.send_error(404)
+            return
+        if start >= len(server.content) > 0:
+            self.send_error(416)
+            return
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            shift = 1 if server.mode == "wrong place" else 0
+            self.send_header("Content-Range", f"bytes {start + shift}-{len(server.content) - 1}/{len(server.content)}")
+        self.send_header("Content-Type", "text/html" if server.mode == "html" else "application/x-gzip")
+        if server.mode != "no length":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        # "breaks": a connection that ends after 1000 bytes of every answer
+        self.wfile.write(body[:1000] if server.mode == "breaks" else body)
+
+    def do_HEAD(self) -> None:
+        server: Server = self.server
+        if server.mode == "missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if server.mode != "no length":
+            self.send_header("Content-Length", str(len(server.content)))
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        # 0.02 s: how often the server looks whether it should stop; the default makes each test take half a second.
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -4,18 +4,15 @@
 dict pickled by Python 2: b"data", uint8 (N, 3072) with the 1024 red values of an image first, then green, then blue,
 each plane row by row; and b"labels" (CIFAR-100: b"fine_labels"), a list of N integers.
 
-A pickle is a program for a small stack machine, and `pickle.load` lets that program call any function of any library:
-opening a downloaded pickle means running a stranger's code. `read_pickle` takes the machine's tools away first.
+Opening a downloaded pickle with `pickle.load` means running a stranger's code: minires/pickles.py, which reads it here,
+tells why, and runs none.
 
-Reading order: after fetch.py. Next: shapes.py.
+Reading order: after archive.py. Next: shapes.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
-import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minires import pickles
+from minires.data.archive import extract
 from minires.data.dataset import DataError, Dataset, NotAvailable
-from minires.data.fetch import archive_fault, download, extract, looks_like_html
+from minires.fetch import Checksum, DownloadError, download, fault, looks_like_html
 
 PIXELS = 3 * 32 * 32
 META_LIMIT = 1 << 20  # bytes; the official ones have a few hundred or thousand
-PICKLE_STEPS = 2_000_000  # CIFAR-100's training file, the longest, takes about 300,000
-PICKLE_TUPLES = 12_000  # Python 2 needs five, Python 3 one more for each of 10,000 file names (in protocol 2)
+PICKLE_BUDGET = 64 << 20  # bytes beside the pixels; CIFAR-100's training file, of 300,000 instructions, takes 40 MB
 
 
 class Batch(NamedTuple):
@@ -169,8 +167,8 @@ def _obtain(source: Source, archive: Path, folder: Path, may_download: bool, log
     if not may_download:
         raise NotAvailable(f"{source.name} is not in {archive.parent} and downloading is off; {advice}")
     try:
-        download(source.url, archive, source.size, source.md5, log)
-    except NotAvailable as error:
+        download(source.url, archive, source.size, Checksum("md5", source.md5), log)
+    except DownloadError as error:
         raise NotAvailable(
             f"{source.name} is not in {archive.parent} and cannot be downloaded: {error}; {advice}"
         ) from None
@@ -178,11 +176,11 @@ def _obtain(source: Source, archive: Path, folder: Path, may_download: bool, log
 
 def _check_archive(archive: Path, source: Source) -> None:
     try:
-        fault = archive_fault(archive, source.md5)
+        wrong = fault(archive, Checksum("md5", source.md5))
     except OSError as error:
-        fault = f"cannot be read ({error.strerror})"
-    if fault:
-        raise DataError(f"{archive}: {fault}; delete it to download it again, or get {source.url}")
+        wrong = f"cannot be read ({error.strerror})"
+    if wrong:
+        raise DataError(f"{archive}: {wrong}; delete it to download it again, or get {source.url}")
 
 
 def _largest(batch: Batch) -> int:
@@ -208,32 +206,24 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 # What a batch file's pickle may build, beside dicts, lists, tuples, numbers and strings: these stand-ins, which only
-# remember what they were given. NumPy's own functions would allocate whatever size the file claims. Their attributes
-# have values on the class because a pickle can make an object without calling __init__.
+# remember what they were given. NumPy's own functions would allocate whatever size the file claims.
 
 
 class _DType:
-    name: Any = "?"
-
     def __init__(self, name: str | bytes, *_: Any) -> None:
         self.name = name.decode("latin1") if isinstance(name, bytes) else name
 
-    def __setstate__(self, state: Any) -> None:  # byte order and such: nothing that matters to one-byte numbers
+    def pickle_state(self, state: Any) -> None:  # byte order and such: nothing that matters to one-byte numbers
         pass
 
 
 class _Bytes:
     """Bytes as Python 3 writes them for Python 2: a call of `_codecs.encode(text, "latin1")`."""
 
-    text = ""
-
     def __init__(self, text: str, encoding: str) -> None:
         if not isinstance(text, str):
-            raise DataError("the pickle encodes something else than text")
+            raise pickles.PickleError("encodes something else than text")
         self.text = text
-
-    def __setstate__(self, state: Any) -> None:
-        raise DataError("the pickle changes a string, which no batch file needs")
 
 
 class _Array:
@@ -245,7 +235,7 @@ class _Array:
     def __init__(self, *_: Any) -> None:  # called with (ndarray, (0,), b"b"), which say nothing
         pass
 
-    def __setstate__(self, state: tuple) -> None:
+    def pickle_state(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
         self.fill(raw, dtype, shape, "F" if fortran else "C")
 
@@ -257,7 +247,7 @@ class _Array:
             and isinstance(shape, tuple)
             and all(type(n) is int for n in shape)
         ):
-            raise DataError("the pickle has an array of something else than plain numbers")
+            raise pickles.PickleError("has an array of something else than plain numbers")
         self.raw, self.dtype, self.shape, self.order = raw, dtype.name.lstrip("|"), shape, order
 
 
@@ -277,13 +267,6 @@ _ALLOWED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise DataError(f"the pickle asks for {module}.{name}, which no batch file needs: it may be an attack")
-        return _ALLOWED[module, name]
-
-
 def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
     """The dict in a pickled batch file of CIFAR, without running any code it may contain.
 
@@ -291,25 +274,14 @@ def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
     Raises `DataError` for anything but a dict of the types named above, for a truncated file and for one made to
     use far more memory or stack than its own size.
     """
+    # python2_bytes: Python 2's str is bytes, and most of them here are pixels, for which the window has to be wide.
+    window = pickles.Window(memoryview(raw), PICKLE_BUDGET + 2 * len(raw), longest=max(len(raw), 1))
     try:
-        # First pass: read the program without running it. `genops` finds truncation and false lengths. It does not find
-        # a memo index of 2**31, for which the machine would allocate 32 GB of memo, and tuples nested so deep that
-        # hashing the outermost overflows the interpreter's stack (measured: 150,000 deep crash it, 100,000 do not).
-        tuples = 0
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
-            tuples += "TUPLE" in opcode.name
-            limit = PICKLE_STEPS if opcode.name.endswith("PUT") else 2**31
-            if step > PICKLE_STEPS or tuples > PICKLE_TUPLES or (type(argument) is int and argument > limit):
-                raise DataError("the pickle is longer, deeper or larger than any batch file: it may be an attack")
-        # encoding="bytes": Python 2's str is bytes, and most of them here are pixels.
-        content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
-    except DataError as error:
-        raise DataError(f"{path}: refused, {error}") from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
+        content = pickles.load(window, _ALLOWED, python2_bytes=True)
+    except pickles.PickleError as error:
         if looks_like_html(raw[:512]):
             raise DataError(f"{path}: this is a web page (HTML), not a batch file; delete it") from None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
-        raise DataError(f"{path}: truncated or not a batch file ({len(raw):,} bytes; {reason[:200]})") from None
+        raise DataError(f"{path}: not a readable batch file ({len(raw):,} bytes): the pickle {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, expected a dict of images and labels")
     return {_text(key): value for key, value in content.items()}

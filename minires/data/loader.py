@@ -29,7 +29,8 @@ class Loader:
 
     With `train`, an epoch is a new permutation of the images, cut into batches of `batch_size`; the rest that does not
     fill a batch is left out (it is different images in each epoch), unless the whole set is smaller than one batch.
-    Without, every image comes once, in order. `augment` (default: as `train`) adds random crops and flips.
+    Without, every image comes once, in order. `augment` (default: as `train`) adds random crops, of images with
+    `padding` pixels of black around them (0: no crops), and flips.
     `image_size` resizes to (n, image_size, image_size, C), after augmentation, on the host.
 
     Raises `ValueError` for arguments that do not fit, `RuntimeError` with the reason for an unusable GPU.
@@ -46,6 +47,7 @@ class Loader:
         train: bool,
         seed: int = 0,
         augment: bool | None = None,
+        padding: int = augmentation.PADDING,
         image_size: int | None = None,
         device: str = "cpu",
     ) -> None:
@@ -60,11 +62,17 @@ class Loader:
             raise ValueError(f"labels: {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
         if not all(value > 0 for value in std):
             raise ValueError(f"std: {std}, expected positive numbers")
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("image_size", image_size, 1)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("image_size", image_size, 1),
+            ("padding", padding, 0),
+        ):
             if value is not None and value < least:
                 raise ValueError(f"{name}: {value}, expected at least {least}")
         self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
         self.augment = train if augment is None else augment
+        self.padding = padding
         self.image_size = None if images.shape[1:3] == (image_size, image_size) else image_size
         # The whole set moves to the device once: CIFAR-10 is 184 MB as uint8. Pillow resizes on the host, though.
         self.images = to_device(images, "cpu" if self.image_size else device)
@@ -99,8 +107,8 @@ class Loader:
         y = self.labels[module_of(self.labels).asarray(chosen)]
         if self.augment:
             rng = np.random.default_rng([self.seed, CROPS, epoch, index])
-            top, left, flip = map(module_of(x).asarray, augmentation.draw(rng, len(chosen)))
-            x = kernels.of(x).crop_and_flip(x, top, left, flip, augmentation.PADDING)
+            top, left, flip = map(module_of(x).asarray, augmentation.draw(rng, len(chosen), self.padding))
+            x = kernels.of(x).crop_and_flip(x, top, left, flip, self.padding)
         if self.image_size:
             x = to_device(augmentation.resize(x, self.image_size), self.device)
         return kernels.of(x).normalize(x, self.mean, self.std), y

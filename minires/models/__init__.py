@@ -1,4 +1,5 @@
-"""The networks: resnet.py (18 ... 152), resnet_cifar.py (20 ... 1202), and their plain twins in plain.py.
+"""The networks: resnet.py (18 ... 152), resnet_cifar.py (20 ... 1202), and their plain twins in plain.py; weights for
+them in pretrained.py, and the way back, from weights to the network, in recognise.py.
 
 Reading order: after nn/. Next: optim/.
 """
@@ -20,13 +21,16 @@ from minires.models.plain import (
     plain152,
     plain1202,
 )
+from minires.models.pretrained import imagenet_classes
+from minires.models.recognise import from_state_dict, from_weights
 from minires.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from minires.models.resnet_cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202
 
 __all__ = [
-    "DEPTHS", "CifarResNet", "ResNet", "build", "plain18", "plain20", "plain32", "plain34", "plain44", "plain50",
-    "plain56", "plain101", "plain110", "plain152", "plain1202", "resnet18", "resnet20", "resnet32", "resnet34",
-    "resnet44", "resnet50", "resnet56", "resnet101", "resnet110", "resnet152", "resnet1202",
+    "DEPTHS", "CifarResNet", "ResNet", "build", "from_state_dict", "from_weights", "imagenet_classes", "plain18",
+    "plain20", "plain32", "plain34", "plain44", "plain50", "plain56", "plain101", "plain110", "plain152", "plain1202",
+    "resnet18", "resnet20", "resnet32", "resnet34", "resnet44", "resnet50", "resnet56", "resnet101", "resnet110",
+    "resnet152", "resnet1202",
 ]  # fmt: skip
 
 DEPTHS = (*resnet_cifar.DEPTHS, *resnet.CONFIGURATIONS)
@@ -47,4 +51,4 @@ def build(depth: int, num_classes: int = 10, stem: str | None = None, shortcut: 
         return constructor(num_classes, stem or "cifar", shortcut=shortcut, **options)
     if stem not in (None, "cifar"):
         raise ValueError(f"stem: ResNet-{depth} has a stem of its own for 32x32 images; {stem!r} exists for 18 ... 152")
-    return CifarResNet(depth, num_classes, shortcut, **options)
+    return getattr(resnet_cifar, f"resnet{depth}")(num_classes, shortcut=shortcut, **options)

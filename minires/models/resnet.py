@@ -27,35 +27,43 @@ A stage halves the image in its first block: in the 3x3 convolution, as torchvis
 strides the 1x1 before it). Names follow torchvision, so that weights go both ways.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), table 1.
-Reading order: after nn/layers.py. Next: resnet_cifar.py and optim/optimizer.py.
+Reading order: after nn/layers.py. Next: resnet_cifar.py, pretrained.py and optim/optimizer.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 import minires.functional as F
 from minires import nn
+from minires.models import pretrained
 from minires.tensor import Tensor
-from minires.weights import load_weights
 
 STEMS = ("imagenet", "cifar")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: relu(x + F(x))."""
+    """Two 3x3 convolutions beside a shortcut: relu(x + F(x)). `dilation` is that of its input and of its output."""
 
     expansion = 1  # output channels = expansion * width
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, shortcut: bool, generator: np.random.Generator | None = None
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: bool,
+        generator: np.random.Generator | None = None,
+        dilation: tuple[int, int] = (1, 1),
     ):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False, generator=generator)
+        d1, d2 = dilation
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, d1, d1, bias=False, generator=generator)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False, generator=generator)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=d2, dilation=d2, bias=False, generator=generator)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = shortcut
         self.downsample = _projection(in_channels, width, stride, generator) if shortcut else None
@@ -76,13 +84,19 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, shortcut: bool, generator: np.random.Generator | None = None
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: bool,
+        generator: np.random.Generator | None = None,
+        dilation: tuple[int, int] = (1, 1),
     ):
         super().__init__()
-        outputs = width * self.expansion
+        outputs, d = width * self.expansion, dilation[0]
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, generator=generator)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False, generator=generator)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, d, d, bias=False, generator=generator)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False, generator=generator)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -128,6 +142,9 @@ class ResNet(nn.Module):
     stem            "imagenet" (7x7 stride 2, max pool) or "cifar" (3x3 stride 1)
     shortcut        False makes the plain network of the paper's degradation experiment
     zero_init_last  start every block as the identity, with zero weights in its last batch norm (Goyal et al. 2017)
+    output_stride   of the features; half or a quarter of the usual 32 (8 with stem "cifar") for segmentation: the last
+                    stages dilate their 3x3 convolutions instead of striding, and see as much of the image as before.
+                    The weights are the same, whatever the stride (Chen et al. 2017, arXiv 1706.05587, section 3.1)
 
     Convolutions start as He et al. 2015 (arXiv 1502.01852), fan-out mode, as torchvision does.
     """
@@ -141,6 +158,7 @@ class ResNet(nn.Module):
         shortcut: bool = True,
         zero_init_last: bool = False,
         generator: np.random.Generator | None = None,
+        output_stride: int | None = None,
     ):
         super().__init__()
         if stem not in STEMS:
@@ -153,12 +171,23 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False, generator=generator)
             self.bn1 = nn.BatchNorm2d(64)
             self.maxpool = nn.Identity()
-        channels = 64
+        stride = 4 if stem == "imagenet" else 1
+        limit = output_stride or 8 * stride
+        if limit not in (2 * stride, 4 * stride, 8 * stride):
+            raise ValueError(
+                f"ResNet: output_stride is {output_stride}, expected {2 * stride}, {4 * stride} or {8 * stride}"
+            )
+        channels, dilation = 64, 1
         for i, (count, width) in enumerate(zip(counts, (64, 128, 256, 512))):
-            strides = [1 if i == 0 else 2] + [1] * (count - 1)
+            before = dilation
+            if i > 0 and stride < limit:
+                stride, first = 2 * stride, 2
+            else:  # what the first block would skip, all later convolutions skip instead: dilation
+                dilation, first = dilation * (2 if i > 0 else 1), 1
             blocks = []
-            for stride in strides:
-                blocks.append(block(channels, width, stride, shortcut, generator))
+            for j in range(count):
+                dilations = (before if j == 0 else dilation, dilation)
+                blocks.append(block(channels, width, first if j == 0 else 1, shortcut, generator, dilations))
                 channels = width * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes, generator=generator)
@@ -169,7 +198,10 @@ class ResNet(nn.Module):
                     nn.init.constant_(module.last_bn.weight, 0.0)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        """The outputs of the stages: {"c2": stride 4, "c3": 8, "c4": 16, "c5": 32} (1, 2, 4, 8 with stem "cifar")."""
+        """The outputs of the stages: {"c2": stride 4, "c3": 8, "c4": 16, "c5": 32} (1, 2, 4, 8 with stem "cifar").
+
+        No stride is larger than the network's `output_stride`.
+        """
         x = self.maxpool(nn.branch(x, [(self.conv1, self.bn1)]))
         c2 = self.layer1(x)
         c3 = self.layer2(c2)
@@ -197,34 +229,39 @@ CONFIGURATIONS = {
 }
 
 
-def resnet18(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
-    """ResNet-18. `weights` names a file of weights to start from; `options` are those of `ResNet`."""
+def resnet18(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
+    """ResNet-18; `options` are those of `ResNet`.
+
+    weights  "imagenet" for torchvision's, which are downloaded once, or the path of any file: see pretrained.py
+    """
     return _resnet(18, num_classes, stem, weights, options)
 
 
-def resnet34(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+def resnet34(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
     """ResNet-34; see `resnet18`."""
     return _resnet(34, num_classes, stem, weights, options)
 
 
-def resnet50(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+def resnet50(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
     """ResNet-50; see `resnet18`."""
     return _resnet(50, num_classes, stem, weights, options)
 
 
-def resnet101(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+def resnet101(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
     """ResNet-101; see `resnet18`."""
     return _resnet(101, num_classes, stem, weights, options)
 
 
-def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | None = None, **options) -> ResNet:
+def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
     """ResNet-152; see `resnet18`."""
     return _resnet(152, num_classes, stem, weights, options)
 
 
-def _resnet(depth: int, num_classes: int, stem: str, weights: str | None, options: dict) -> ResNet:
+def _resnet(depth: int, num_classes: int, stem: str, weights: str | Path | None, options: dict) -> ResNet:
     block, counts = CONFIGURATIONS[depth]
+    if weights is not None:
+        options = {"generator": nn.init.Zeros(), **options}
     model = ResNet(block, counts, num_classes, stem, **options)
     if weights is not None:
-        model.load_state_dict(load_weights(weights))
+        pretrained.load_into(model, weights, depth)
     return model

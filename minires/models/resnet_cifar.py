@@ -24,10 +24,13 @@ Reading order: after resnet.py. Next: optim/optimizer.py.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 import minires.functional as F
 from minires import nn
+from minires.models import pretrained
 from minires.models.resnet import initialise
 from minires.tensor import Tensor
 
@@ -109,31 +112,40 @@ class CifarResNet(nn.Module):
         return self.fc(F.global_avg_pool2d(self.features(x)["c4"]))
 
 
-def resnet20(num_classes: int = 10, **options) -> CifarResNet:
-    """ResNet-20; `options` are those of `CifarResNet`."""
-    return CifarResNet(20, num_classes, **options)
+def resnet20(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+    """ResNet-20; `weights` is the path of a file to start from, `options` are those of `CifarResNet`."""
+    return _resnet(20, num_classes, weights, options)
 
 
-def resnet32(num_classes: int = 10, **options) -> CifarResNet:
+def resnet32(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
     """ResNet-32."""
-    return CifarResNet(32, num_classes, **options)
+    return _resnet(32, num_classes, weights, options)
 
 
-def resnet44(num_classes: int = 10, **options) -> CifarResNet:
+def resnet44(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
     """ResNet-44."""
-    return CifarResNet(44, num_classes, **options)
+    return _resnet(44, num_classes, weights, options)
 
 
-def resnet56(num_classes: int = 10, **options) -> CifarResNet:
+def resnet56(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
     """ResNet-56."""
-    return CifarResNet(56, num_classes, **options)
+    return _resnet(56, num_classes, weights, options)
 
 
-def resnet110(num_classes: int = 10, **options) -> CifarResNet:
+def resnet110(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
     """ResNet-110."""
-    return CifarResNet(110, num_classes, **options)
+    return _resnet(110, num_classes, weights, options)
 
 
-def resnet1202(num_classes: int = 10, **options) -> CifarResNet:
+def resnet1202(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
     """ResNet-1202."""
-    return CifarResNet(1202, num_classes, **options)
+    return _resnet(1202, num_classes, weights, options)
+
+
+def _resnet(depth: int, num_classes: int, weights: str | Path | None, options: dict) -> CifarResNet:
+    if weights is not None:
+        options = {"generator": nn.init.Zeros(), **options}
+    model = CifarResNet(depth, num_classes, **options)
+    if weights is not None:
+        pretrained.load_into(model, weights, depth)
+    return model

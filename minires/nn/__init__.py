@@ -18,10 +18,12 @@ from minires.nn.layers import (
     MaxPool2d,
     ReLU,
     Sequential,
+    freeze_batch_norm,
 )
 from minires.nn.module import Module, Parameter, observe
 
 __all__ = [
     "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "FoldedBatchNorm2d", "GlobalAvgPool2d", "Identity",
-    "Linear", "MaxPool2d", "Module", "Parameter", "ReLU", "Sequential", "branch", "init", "observe",
+    "Linear", "MaxPool2d", "Module", "Parameter", "ReLU", "Sequential", "branch", "freeze_batch_norm", "init",
+    "observe",
 ]  # fmt: skip

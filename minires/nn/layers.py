@@ -72,10 +72,12 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Batch normalisation per channel; see `functional.batch_norm`.
 
-    Called as `bn(x, residual=r, relu=True)` it adds r and applies the ReLU on the way.
+    Called as `bn(x, residual=r, relu=True)` it adds r and applies the ReLU on the way. A frozen one, see
+    `freeze_batch_norm`, is never in training mode.
     """
 
     buffer_names = ("running_mean", "running_var", "num_batches_tracked")
+    frozen = False
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
@@ -86,6 +88,15 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(num_features, np.float32)
         self.running_var = np.ones(num_features, np.float32)
         self.num_batches_tracked = 0  # int64 in the state dict, as in PyTorch
+
+    @property
+    def training(self) -> bool:
+        """Whether this batch's statistics are used, and move the running ones."""
+        return self._training and not self.frozen
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._training = mode
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """(N,H,W,C) -> the same shape; in training mode the running statistics move."""
@@ -104,6 +115,19 @@ class BatchNorm2d(Module):
     def extra_repr(self) -> str:
         """The settings."""
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+def freeze_batch_norm(model: Module, frozen: bool = True) -> Module:
+    """Keep every batch norm in `model` as it is, in training too: statistics, weight and bias. Returns the model.
+
+    What one does when a pretrained network is fine-tuned with batches too small for statistics of their own. With
+    frozen=False they train again.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.frozen = frozen
+            module.requires_grad_(not frozen)
+    return model
 
 
 class FoldedBatchNorm2d(Module):

@@ -124,15 +124,19 @@ class Module:
         """Copy `state`, in PyTorch's names and layouts, into this module's parameters and buffers.
 
         Raises `ValueError` listing every missing, unexpected and misshapen key; nothing is changed then.
-        With strict=False missing and unexpected keys are ignored; misshapen ones still raise.
+        With strict=False missing and unexpected keys are ignored; misshapen ones still raise. A state without any
+        `num_batches_tracked`, from before PyTorch 0.4.1 which brought them, lacks nothing: as in PyTorch they become 0.
         """
-        own = self.state_dict()
+        own = {name: _torch_shape(module, attribute) for name, module, attribute in self._named_state()}
+        counters = {name for name in own if name.rpartition(".")[2] == "num_batches_tracked"}
+        if strict and not any(name.rpartition(".")[2] == "num_batches_tracked" for name in state):
+            state = {**state, **dict.fromkeys(counters, 0)}
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         misshapen = [
-            f"{name} has shape {np.shape(state[name])}, expected {own[name].shape}"
+            f"{name} has shape {np.shape(state[name])}, expected {own[name]}"
             for name in own
-            if name in state and np.shape(state[name]) != own[name].shape
+            if name in state and np.shape(state[name]) != own[name]
         ]
         problems = {"misshapen": misshapen} if not strict else {}
         if strict:
@@ -193,6 +197,12 @@ class Module:
     def extra_repr(self) -> str:
         """What `repr` shows between the brackets of a module without sub-modules."""
         return ""
+
+
+def _torch_shape(module: Module, attribute: str) -> tuple[int, ...]:
+    """The shape of a parameter or buffer in PyTorch's layout."""
+    shape = np.shape(getattr(module, attribute))
+    return tuple(shape[axis] for axis in module.torch_axes[attribute]) if attribute in module.torch_axes else shape
 
 
 @contextmanager

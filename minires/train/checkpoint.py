@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
 from minires.data import Dataset
+from minires.files import atomic
 from minires.nn import Module
 from minires.weights import load_weights
 
@@ -38,24 +38,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises `OSError` naming `path` when it cannot be written (no space, no permission); the old file is intact then.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:  # KeyboardInterrupt too: never leave half a file behind
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not say which file
-        raise
-    if os.name == "posix":  # Windows cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with atomic(path) as file:
+        file.write(content)
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:

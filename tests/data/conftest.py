@@ -1,13 +1,11 @@
-"""Tiny CIFAR folders in the official byte format, a web server that misbehaves, and the devices to test on."""
+"""Tiny CIFAR folders in the official byte format, and the devices to test on."""
 
 from __future__ import annotations
 
 import io
 import struct
 import tarfile
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -85,58 +83,6 @@ class Cifar:
 @pytest.fixture(scope="session")
 def cifar() -> Cifar:
     return Cifar()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `content` at every path. `mode` says how well; `ranges` lists the Range headers of the requests."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.mode, self.ranges = b"", "good", []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/file.tar.gz"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server: Server = self.server
-        asked = self.headers.get("Range")
-        server.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.mode != "no ranges" else 0
-        if server.mode == "missing":
-            self.send_error(404)
-            return
-        if start >= len(server.content) > 0:
-            self.send_error(416)
-            return
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            shift = 1 if server.mode == "wrong place" else 0
-            self.send_header("Content-Range", f"bytes {start + shift}-{len(server.content) - 1}/{len(server.content)}")
-        self.send_header("Content-Type", "text/html" if server.mode == "html" else "application/x-gzip")
-        if server.mode != "no length":
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        # "breaks": a connection that ends after 1000 bytes of every answer
-        self.wfile.write(body[:1000] if server.mode == "breaks" else body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server() as server:
-        # 0.02 s: how often the server looks whether it should stop; the default makes each test take half a second.
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

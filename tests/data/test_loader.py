@@ -110,6 +110,19 @@ def test_augmentation_can_be_switched_either_way():
     assert not same(plain, augmented)
 
 
+def test_without_padding_images_are_mirrored_and_nothing_else(device):
+    images, _ = numbered(23)
+    mirrored = 0
+    for x, y in collect(loader(padding=0, device=device).epoch(0)):
+        for i in range(5):
+            flipped = np.allclose(x[i], normalized(images[y[i], :, ::-1]), atol=1e-6)
+            assert flipped or np.allclose(x[i], normalized(images[y[i]]), atol=1e-6)
+            mirrored += flipped
+    assert 5 <= mirrored <= 15  # of 20
+    with pytest.raises(ValueError, match="padding: -1, expected at least 0"):
+        loader(padding=-1)
+
+
 def test_resizing(device):
     x, _ = next(iter(loader(train=False, image_size=16, device=device).epoch(0)))
     assert device_of(x) == device

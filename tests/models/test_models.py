@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minires as mr
-from minires import models, nn
+from minires import kernels, models, nn
 from minires.models import resnet, resnet_cifar
 
 
@@ -80,6 +80,37 @@ def test_features(depth, stem, size, expected):
     assert stage_sizes(models.build(depth, stem=stem), size) == expected
 
 
+@pytest.mark.parametrize(
+    ("depth", "stem", "output_stride", "steps"),
+    [
+        (18, "imagenet", 16, {"c4": 1, "c5": 2}),
+        (18, "imagenet", 8, {"c4": 2, "c5": 4}),
+        (50, "imagenet", 16, {"c4": 1, "c5": 2}),
+        (50, "imagenet", 8, {"c4": 2, "c5": 4}),
+        (18, "cifar", 2, {"c4": 2, "c5": 4}),
+    ],
+)
+@pytest.mark.parametrize("room", ["auto", "reference"])
+def test_output_stride(depth, stem, output_stride, steps, room):
+    """Every second, or fourth, position of a dilated network's features is what the strided one computes there."""
+    size = 64 if stem == "imagenet" else 16
+    strided = models.build(depth, stem=stem, generator=np.random.default_rng(0)).eval()
+    dilated = models.build(depth, stem=stem, output_stride=output_stride).eval()
+    dilated.load_state_dict(strided.state_dict())  # the same names and shapes
+    x = mr.Tensor(np.random.default_rng(1).standard_normal((2, size, size, 3)).astype(np.float32))
+    kernels.use(room)
+    try:
+        with mr.no_grad():
+            expected, found = strided.features(x), dilated.features(x)
+    finally:
+        kernels.use("auto")
+    for name, step in {"c2": 1, "c3": 1, **steps}.items():
+        assert found[name].shape[1] == step * expected[name].shape[1]
+        difference = found[name].numpy()[:, ::step, ::step] - expected[name].numpy()
+        assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(expected[name].numpy())
+    assert found["c5"].shape[1] == size // output_stride
+
+
 @pytest.mark.parametrize("name", ["plain20", "plain18", "plain50"])
 def test_a_plain_network_is_its_resnet_without_shortcuts(name):
     """The same convolutions in the same order, no projections, and x is not added."""
@@ -141,6 +172,8 @@ def test_fc_can_be_replaced():
         (lambda: models.build(19), "depth: 19 is unknown, expected one of 20, 32, 44, 56, 110, 1202, 18"),
         (lambda: models.build(20, stem="imagenet"), "stem: ResNet-20 has a stem of its own"),
         (lambda: models.build(18, stem="big"), "stem is 'big', expected one of 'imagenet', 'cifar'"),
+        (lambda: models.resnet18(output_stride=4), "output_stride is 4, expected 8, 16 or 32"),
+        (lambda: models.resnet18(output_stride=16, stem="cifar"), "output_stride is 16, expected 2, 4 or 8"),
         (lambda: models.CifarResNet(21), r"depth is 21, expected 6n \+ 2"),
         (lambda: models.build(18, num_classes=0), "out_features is 0"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minires.functional as F
-from minires import Tensor, nn
+from minires import Tensor, models, nn
 from minires.testing import check_layer, conv_geometries, image_shapes, kink_free_array, pool_geometries, shapes
 
 TWO_OR_MORE = image_shapes(channels=3).filter(lambda shape: shape[0] * shape[1] * shape[2] >= 2)
@@ -162,3 +162,48 @@ def test_sequential_is_like_a_list():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# Frozen batch norm -----------------------------------------------------------------------------------------------
+
+
+def small_network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+
+
+def test_a_frozen_batch_norm_stays_as_it_is_while_the_rest_trains():
+    model = small_network()
+    model(Tensor(np.random.default_rng(0).standard_normal((2, 5, 5, 3)).astype(np.float32)))  # moves the statistics
+    x = Tensor(np.random.default_rng(1).standard_normal((2, 5, 5, 3)).astype(np.float32))
+    expected, before = model.eval()(x).numpy(), model.state_dict()
+    assert nn.freeze_batch_norm(model) is model
+    model.train()
+    output = model(x)
+    np.testing.assert_allclose(output.numpy(), expected, rtol=1e-6)
+    output.backward(np.random.default_rng(2).standard_normal(output.shape).astype(np.float32))
+    assert model[0].weight.grad is not None
+    assert model[1].weight.grad is None
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+    nn.freeze_batch_norm(model, frozen=False)
+    output = model(x)
+    assert not np.allclose(output.numpy(), expected)
+    output.backward(np.ones(output.shape, np.float32))
+    assert model[1].weight.grad is not None
+    assert not np.array_equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_the_gradient_through_a_frozen_batch_norm():
+    check_layer(lambda: nn.freeze_batch_norm(nn.BatchNorm2d(3)), image_shapes(channels=3))
+
+
+def test_a_frozen_residual_network_trains_as_in_evaluation():
+    """In every room: the fused branches must not move a frozen norm's statistics either."""
+    model = nn.freeze_batch_norm(models.resnet20(generator=np.random.default_rng(0)))
+    x = Tensor(np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32))
+    before = model.state_dict()
+    logits = model.train()(x)
+    np.testing.assert_allclose(logits.numpy(), model.eval()(x).numpy(), rtol=1e-4, atol=1e-5)
+    F.cross_entropy(logits, np.array([1, 2])).backward()
+    assert model.conv1.weight.grad is not None
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())

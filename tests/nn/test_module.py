@@ -155,6 +155,16 @@ def test_loading_that_is_not_strict_takes_what_there_is(net):
     assert net.scale.data.any()
 
 
+def test_a_state_from_before_there_were_counters(net):
+    """PyTorch before 0.4.1 had no num_batches_tracked, and its files are still about. Some, but not all, is a fault."""
+    net.body[0].bn.num_batches_tracked = 5
+    state = {name: array for name, array in net.state_dict().items() if "num_batches" not in name}
+    net.load_state_dict(state)
+    assert net.body[0].bn.num_batches_tracked == 0
+    with pytest.raises(ValueError, match=r"missing: body.0.bn.num_batches_tracked"):
+        net.load_state_dict({**state, "head.num_batches_tracked": np.array(3)})
+
+
 # Modes, freezing, devices
 
 

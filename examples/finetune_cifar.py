@@ -1,0 +1,244 @@
+"""Fine-tune a pretrained ResNet on CIFAR-10, at the size it was pretrained for. Six steps, from first line to last.
+
+    python examples/finetune_cifar.py                           # ResNet-101 of ImageNet, all layers: for a GPU
+    python examples/finetune_cifar.py --freeze                  # only the new last layer: for a CPU
+    python examples/finetune_cifar.py --freeze --depth 18 --train-size 2000 --test-size 1000    # ... in minutes
+    python examples/finetune_cifar.py --from runs/resnet20      # from any run or file of weights; its depth is seen
+
+The recipe: images scaled to 224x224, mirrored half of the time, normalised by CIFAR-10's mean and standard deviation;
+Adam with a learning rate of 1e-3, batches of 32. Offline, the first step fails and says where to put the weights.
+
+--freeze leaves the network as it is and trains only the new layer. The network then says the same of an image in every
+epoch, so its features are computed once; with mirroring there are two versions of each image, and both are computed.
+
+Everything goes to --out (runs/finetune, numbered): config.json, log.jsonl, last.safetensors, results.json, pictures;
+without --freeze also state.safetensors, from which --resume continues. See what it learned with
+
+    minires predict --weights runs/finetune photo.jpg
+
+Exit status: 0 done; 1 training failed; 2 unusable arguments, data, weights or device; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+import minires as mr
+import minires.functional as F
+from minires import data, models, nn, optim, train
+from minires.device import Array, to_device
+from minires.models import recognise, resnet
+from minires.optim import schedules
+from minires.train import cli, format_seconds, say
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10
+TRAINING_COST = 3.8  # a training step takes as long as so many forward passes: 1600 ms to 425 ms, ResNet-101 on a CPU
+
+
+def main() -> int:
+    parser = make_parser()
+    args = parser.parse_args()
+    device = cli.choose_device(parser, args.device)
+    mr.manual_seed(args.seed)
+
+    # 1. A pretrained network: torchvision's for ImageNet, or any other.
+    if args.source == "imagenet":
+        model = getattr(models, f"resnet{args.depth}")(weights="imagenet")
+    else:
+        model = models.from_weights(train.weights_file(args.source))
+    depth = recognise.depth_of(model)
+
+    # 2. Its last layer told ImageNet's 1000 classes apart. A new one, with random weights, tells ten apart.
+    dataset = data.load(args.data, args.data_dir, log=say)
+    model.fc = nn.Linear(model.fc.in_features, dataset.num_classes)
+    model.to(device)
+
+    # 3. CIFAR-10, scaled from 32x32 to 224x224; training images are mirrored half of the time.
+    if args.train_size:
+        dataset = dataset.subset(min(args.train_size, len(dataset.train_images)))
+    test = dataset.test_images[: args.test_size], dataset.test_labels[: args.test_size]
+    mean, std = (MEAN, STD) if dataset.num_classes == 10 and "CIFAR" in dataset.name else (dataset.mean, dataset.std)
+    options = {"mean": mean, "std": std, "image_size": args.image_size, "padding": 0, "device": device}
+    if args.freeze:
+        say(f"computing the features of {dataset.name} by ResNet-{depth}, once for all epochs")
+        versions = (False, True) if args.flip else (False,)
+        features = [compute_features(model, dataset.train_images, args, options, mirrored) for mirrored in versions]
+        train_batches = FeatureBatches(features, dataset.train_labels, args.batch_size, device, seed=args.seed)
+        test_features = compute_features(model, test[0], args, options, mirrored=False)
+        test_batches = FeatureBatches([test_features], test[1], args.batch_size, device)
+    else:
+        train_batches = data.Loader(
+            dataset.train_images, dataset.train_labels, args.batch_size,
+            train=True, augment=args.flip, seed=args.seed, **options,
+        )  # fmt: skip
+        test_batches = data.Loader(*test, args.batch_size, train=False, **options)
+
+    # 4. Adam, for all layers or for the new one.
+    if args.freeze_batch_norm:
+        nn.freeze_batch_norm(model)
+    trained = model.fc if args.freeze else model
+    optimizer = optim.Adam([p for p in trained.parameters() if p.requires_grad], lr=args.lr)
+
+    folder = train.RunFolder(args.out) if args.out else train.new_run("runs/finetune")
+    keep = ("data", "image_size", "batch_size", "lr", "epochs", "flip", "freeze", "freeze_batch_norm", "seed")
+    settings = {"depth": depth, "from": args.source, **{name: getattr(args, name) for name in keep}}
+    about = {"dataset": dataset.name, "classes": dataset.classes, "mean": mean, "std": std}
+    training = train.Training(trained, optimizer, {"depth": depth, "data set": dataset.name}, settings)
+    if args.resume:
+        training.restore(folder.state)
+        say(f"resuming after step {training.step}")
+    elif folder.state.exists() or folder.weights.exists():
+        parser.error(f"argument --out: {folder.path} holds a run already; continue it with --resume, or name another")
+    folder.prepare(12 * optimizer.flat.size, 4 * optimizer.flat.size)  # weights and Adam's two averages, in bytes
+    folder.write_json("config.json", {**settings, **about, "command": shlex.join(sys.argv)})
+
+    # 5. Train. After each epoch its loss and the accuracy on the test images are printed.
+    if device == "cpu" and not args.freeze:
+        say(speed_advice(args, forward_seconds(model, args.image_size), len(dataset.train_images), len(test[0])))
+    with train.Stop(args.max_minutes) as stop:
+        try:
+            evaluation = train.fit(
+                training, train_batches, test_batches, schedules.build("constant", args.lr, 1), args.epochs,
+                stop=stop, folder=None if args.freeze else folder,
+            )  # fmt: skip
+        except train.Interrupted as interruption:
+            again = f"; continue with: {shlex.join(['python', *sys.argv, '--resume'])}"
+            print(f"{interruption}{'' if args.freeze else again}", file=sys.stderr)
+            return 130
+
+    # 6. What came out: the accuracy, the weights of the whole network, pictures.
+    result = train.results(training, evaluation, dataset, mr.info()["versions"])
+    result["trained_parameters"] = optimizer.flat.size
+    result["parameters"] = sum(p.size for p in model.parameters())
+    mr.save_weights(model, folder.weights, metadata={"minires": json.dumps({"settings": settings, **about})})
+    folder.write_log([*training.history])
+    folder.write_json("results.json", result)
+    train.draw_pictures(training, evaluation, dataset, folder.path)
+    say(train.final_line(result, dataset, folder.path))
+    return 0
+
+
+def compute_features(
+    model: nn.Module, images: np.ndarray, args: Namespace, options: dict, mirrored: bool
+) -> np.ndarray:
+    """What the last layer will see of each image: float32 (N, features)."""
+    folded = mr.fold(model)  # batch norm multiplied into the convolutions: faster, and the network stays as it is
+    images = images[:, :, ::-1] if mirrored else images
+    batches = data.Loader(images, np.zeros(len(images), int), args.batch_size, train=False, **options)
+    features = []
+    start = time.monotonic()
+    with mr.no_grad():
+        for x, _ in tqdm(batches.epoch(0), "mirrored images" if mirrored else "images", len(batches), disable=None):
+            last = list(folded.features(mr.Tensor(x)).values())[-1]  # (N,H,W,C)
+            features.append(F.global_avg_pool2d(last).numpy())
+            if len(features) == 3 and options["device"] == "cpu":
+                seconds = (time.monotonic() - start) / 3 * len(batches)
+                say(f"{len(images):,} images{', mirrored,' if mirrored else ''} take about {format_seconds(seconds)}")
+    return np.concatenate(features)
+
+
+class FeatureBatches:
+    """Batches (features, labels), for `train.fit` as a `data.Loader` is; training if there is a `seed`.
+
+    versions  of the features of all images, each (N, features): a training batch takes one at random for each image
+    """
+
+    def __init__(
+        self, versions: list[np.ndarray], labels: np.ndarray, batch_size: int, device: str, seed: int | None = None
+    ):
+        self.versions, self.labels, self.batch_size = np.stack(versions), labels, batch_size  # (V,N,features), (N,)
+        self.device, self.seed = device, seed
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        order, version = np.arange(len(self.labels)), np.zeros(len(self.labels), int)
+        if self.seed is not None:
+            rng = np.random.default_rng([self.seed, epoch])
+            order, version = rng.permutation(order), rng.integers(0, len(self.versions), len(order))
+        for index in range(start, len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            x, y = self.versions[version[chosen], chosen], self.labels[chosen]
+            yield to_device(x, self.device), to_device(y, self.device)
+
+
+def forward_seconds(model: nn.Module, size: int, images: int = 4) -> float:
+    """How long the forward pass of one image takes, measured."""
+    folded, x = mr.fold(model), mr.Tensor(np.zeros((images, size, size, 3), np.float32))
+    times = []
+    with mr.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            folded(x)
+            times.append(time.perf_counter() - start)
+    return min(times) / images
+
+
+def speed_advice(args: Namespace, forward: float, train_images: int, test_images: int) -> str:
+    """What to say on a machine without a GPU, where the forward pass of one image takes `forward` seconds."""
+    seconds = forward * TRAINING_COST * train_images  # of an epoch
+    frozen = forward * (train_images * (2 if args.flip else 1) + test_images)
+    few = max(int(300 / forward / 3 / 100), 1) * 100  # so many training images, twice, and test images in five minutes
+    text = (
+        f"without a GPU an epoch takes about {format_seconds(seconds)}, {args.epochs} of them "
+        f"{format_seconds(args.epochs * seconds)}; --freeze trains only the new layer, in {format_seconds(frozen)}"
+    )
+    if frozen > 600:
+        text += f"; --freeze --train-size {few} --test-size {few} in about 5 min"
+    return text
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(description="Fine-tune a pretrained ResNet on CIFAR-10.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--from", dest="source", default="imagenet", help="'imagenet', the folder of a run, or a file of weights")
+    add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=101, help="for --from imagenet")
+    add("--freeze", action="store_true", help="train only the new last layer, on features computed once")
+    add("--freeze-batch-norm", action="store_true", help="leave all batch norm as it is: statistics and weights")
+    add("--data", choices=("cifar10", "cifar100", "shapes"), default="cifar10")
+    add("--data-dir", default="data", help="where the data is, or will be downloaded to")
+    add("--train-size", type=cli.positive_int, help="use this many training images only")
+    add("--test-size", type=cli.positive_int, help="use this many test images only")
+    add("--image-size", type=cli.image_size, default=224, help="resize images to N x N")
+    add("--no-flip", dest="flip", action="store_false", help="do not mirror images: half the work for --freeze")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--epochs", type=cli.positive_int, default=10)
+    add("--batch-size", type=cli.positive_int, default=32)
+    add("--lr", type=cli.positive_float, default=1e-3)
+    add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
+    add("--seed", type=cli.non_negative_int, default=0)
+    add("--out", help="folder of the run (default: runs/finetune, numbered)")
+    add("--resume", action="store_true", help="continue the run in --out, which has no --freeze")
+    return parser
+
+
+def entry_point() -> int:
+    """`main`, with every expected failure as one line on stderr and an exit status."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    except train.TrainingError as error:
+        message, status = error, 1
+    except MemoryError as error:
+        message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
+    except ValueError as error:  # data, weights, checkpoints: each its own kind
+        message, status = error, 2
+    except OSError as error:
+        message, status = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "), 2
+    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point())

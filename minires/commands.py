@@ -1,0 +1,163 @@
+"""The command `minires`, also `python -m minires`.
+
+    minires predict --weights runs/resnet20 photo.jpg folder/     what is on these images?
+    minires predict --weights imagenet --depth 101 photo.jpg --format json
+    minires summary --depth 101                                   a network, layer by layer
+    minires info                                                  versions, device, kernels, threads
+
+Exit status: 0 done; 1 done, but some files were no images; 2 unusable arguments or weights; 130 interrupted.
+
+Reading order: last in minires/.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+import minires as mr
+from minires import models
+from minires.files import atomic
+from minires.models import resnet
+from minires.predict import ImageError, batches, image_files, open_classifier
+from minires.train import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    try:
+        return {"predict": predict, "summary": summary, "info": info}[args.command](parser, args)
+    except KeyboardInterrupt:
+        print("minires: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `minires ... | head`
+        sys.stderr.close()
+        return 0
+    except (OSError, ValueError, RuntimeError) as error:  # WeightsError is a ValueError
+        print(f"minires {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def make_parser() -> cli.Parser:
+    """The arguments of all commands."""
+    parser = cli.Parser("minires", description="Pretrained and self-trained ResNets from the command line.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add = commands.add_parser("predict", help="classify images", description="Classify images.").add_argument
+    add("images", nargs="+", metavar="IMAGE", help="files of any kind that Pillow reads, or folders of them")
+    add("--weights", required=True, help="the folder of a run, a file of weights, or 'imagenet'")
+    add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=50, help="for --weights imagenet")
+    add("--top", type=cli.positive_int, default=5, metavar="K", help="show the K most probable classes")
+    add("--format", choices=("text", "csv", "json"), default="text")
+    add("--output", metavar="FILE", help="write there, not to the terminal")
+    add("--batch-size", type=cli.positive_int, default=32)
+    add("--image-size", type=cli.image_size, help="(default: what the network was trained with)")
+    add("--classes", metavar="FILE", help="names of the classes, one a line (default: what is noted in the weights)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    add = commands.add_parser("summary", help="a network, layer by layer").add_argument
+    add("--depth", type=int, choices=models.DEPTHS, default=101)
+    add("--stem", choices=resnet.STEMS, help="first layers (default: imagenet for depths 18 to 152)")
+    add("--num-classes", type=cli.positive_int, help="(default: 1000, or 10 for the small networks)")
+    add("--image-size", type=cli.image_size, help="(default: 224, or 32 for the small networks and stem cifar)")
+
+    commands.add_parser("info", help="versions, device, kernels, threads")
+    return parser
+
+
+def predict(parser: cli.Parser, args: Namespace) -> int:
+    """`minires predict`."""
+    names = None
+    if args.classes:
+        names = Path(args.classes).read_text(encoding="utf-8").splitlines()
+    files = image_files(args.images)
+    if not files:
+        parser.error("argument IMAGE: there are no files in " + ", ".join(args.images))
+    device = cli.choose_device(parser, args.device)
+    classifier = open_classifier(args.weights, args.depth, names, args.image_size, device, log=_note)
+
+    skipped = 0
+
+    def skip(error: ImageError) -> None:
+        nonlocal skipped
+        skipped += 1
+        _note(f"skipped: {error}")
+
+    def results() -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        # disable=None: no bar when the output is not a terminal.
+        with tqdm(total=len(files), unit="image", leave=False, disable=None) as bar:
+            for paths, pixels in batches(files, classifier.preparation, args.batch_size, skip):
+                for path, probabilities in zip(paths, classifier.probabilities(pixels)):
+                    yield path, _top(probabilities, classifier.classes, args.top)
+                bar.update(len(paths))
+
+    if args.output:
+        text = io.StringIO()
+        _write(results(), args.format, text)
+        with atomic(Path(args.output)) as file:
+            file.write(text.getvalue().encode())
+    else:
+        _write(results(), args.format, sys.stdout)
+    if skipped:
+        _note(f"{skipped} of {len(files)} files skipped, because they are no images")
+    return 1 if skipped else 0
+
+
+def _note(line: str) -> None:
+    """A line to stderr, above the progress bar: stdout is for the results."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def _top(probabilities: np.ndarray, classes: Sequence[str], count: int) -> list[dict[str, Any]]:
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [{"class": classes[i], "index": int(i), "probability": float(probabilities[i])} for i in order]
+
+
+def _write(results: Iterator[tuple[Path, list[dict[str, Any]]]], form: str, out: TextIO) -> None:
+    """All results as text, as lines of CSV, or as one JSON list."""
+    if form == "json":
+        rows = [{"file": str(path), "predictions": found} for path, found in results]
+        print(json.dumps(rows, indent=2, ensure_ascii=False), file=out)
+        return
+    if form == "csv":
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(["file", "rank", "index", "class", "probability"])
+        for path, found in results:
+            for rank, row in enumerate(found, start=1):
+                table.writerow([path, rank, row["index"], row["class"], f"{row['probability']:.6f}"])
+        return
+    for path, found in results:
+        print(path, file=out)
+        for row in found:
+            print(f"  {100 * row['probability']:6.2f} %  {row['class']}", file=out)
+        out.flush()
+
+
+def summary(parser: cli.Parser, args: Namespace) -> int:
+    """`minires summary`."""
+    small = args.depth not in resnet.CONFIGURATIONS
+    stem = args.stem or (None if small else "imagenet")
+    model = models.build(args.depth, args.num_classes or (10 if small else 1000), stem)
+    size = args.image_size or (32 if small or stem == "cifar" else 224)
+    print(mr.summary(model, (size, size, 3)))
+    return 0
+
+
+def info(parser: cli.Parser, args: Namespace) -> int:
+    """`minires info`."""
+    for name, value in mr.info().items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {part}" for key, part in value.items())
+        print(f"{name:<10} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
