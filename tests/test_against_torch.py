@@ -46,7 +46,9 @@ def pair_of_networks(depth: int, stem: str | None):
 
 def batch(stem: str | None, n: int = 4):
     size = 64 if stem == "imagenet" else 16
-    rng = np.random.default_rng(1)
+    # The seed is one with which no ReLU input lies within rounding of 0: with 1, PyTorch's own float32 gradients of
+    # ResNet-18 (imagenet) are 5e-3 away from its float64 ones, for a single mask that flips.
+    rng = np.random.default_rng(3)
     x = rng.standard_normal((n, size, size, 3)).astype(np.float32)
     return x, rng.integers(0, 10, n), torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
