@@ -1,0 +1,29 @@
+"""The simulated GPU for a test, and the precisions."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from minires import kernels
+from minires.kernels.cuda import simulator
+
+
+@pytest.fixture
+def gpu():
+    """A simulated GPU: `import cupy` gives its CuPy."""
+    if simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
+    with simulator.gpu() as gpu:
+        yield gpu
+
+
+@pytest.fixture(params=["fp32", "tf32", "bf16"])
+def precision(request):
+    """The name of a precision, in use."""
+    if request.param == "bf16" and importlib.util.find_spec("ml_dtypes") is None:
+        pytest.skip("ml_dtypes is not installed")
+    kernels.use_precision(request.param)
+    yield request.param
+    kernels.use_precision("fp32")
