@@ -22,6 +22,7 @@ from minires.kernels import cpu, cuda, reference
 from minires.kernels.cuda import precision as cuda_precision
 
 CHOICES = ("auto", "reference")
+PRECISIONS = cuda_precision.CHOICES
 
 
 def use(choice: str) -> None:
