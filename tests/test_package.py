@@ -13,7 +13,7 @@ import minires as mr
 
 ROOT = Path(mr.__file__).parent
 # The house, from the ground up: a room imports from the rooms before it only.
-FLOORS = ["device", "tensor", "kernels", "functional", "nn", "weights", "models", "optim", "data", "train"]
+FLOORS = ["device", "tensor", "kernels", "functional", "nn", "weights", "models", "optim", "data", "train", "measure"]
 
 
 def test_import_is_light():

@@ -47,8 +47,12 @@ def residual_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tens
     def backward(dz: Array) -> list[Array | None]:
         # A Parameter has room for its gradient in the optimiser's flat buffer: written there, it need not be copied. A
         # weight that two layers share has two gradients, to be added up by the engine.
-        weights = [conv.weight for conv, _ in layers]
-        buffers = [getattr(w, "free_grad_buffer", None) if weights.count(w) == 1 else None for w in weights]
+        def buffer(parameter: Tensor) -> Array | None:
+            return getattr(parameter, "free_grad_buffer", None) if parents.count(parameter) == 1 else None
+
+        buffers = [buffer(conv.weight) for conv, _ in layers]
+        for layer, (_, norm) in zip(described, layers):
+            layer.bn_gradients = buffer(norm.weight), buffer(norm.bias)  # kernels/cuda uses them
         dx, gradients, dresidual = room.branch_backward(
             dz, x.data, z, described, saved, relu, x.requires_grad, residual is x, buffers
         )

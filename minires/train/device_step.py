@@ -60,7 +60,11 @@ class DeviceStep:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the GPU works on this step's stream; at the end it is waited for."""
+        """Inside, the GPU works on this step's stream, which waits for what was begun before, and is waited for
+        after."""
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
         with self._recorder.stream:
             yield
             self._recorder.stream.synchronize()

@@ -30,7 +30,7 @@ layouts = st.sampled_from(LAYOUTS)
 def test_the_contract_is_the_same_in_every_room(room, contract):
     name, signature = contract
     own = inspect.signature(getattr(room.kernels, name))
-    assert list(own.parameters) == list(signature.parameters)
+    assert [n for n, p in own.parameters.items() if p.kind != p.KEYWORD_ONLY] == list(signature.parameters)
 
 
 # Convolution

@@ -108,8 +108,10 @@ def batch_norm_backward(
     training: bool,
     relu: bool,
     need_dresidual: bool,
+    *,
+    out: tuple[Array | None, Array | None] = (None, None),
 ) -> tuple[Array, Array, Array, Array | None]:
-    """See reference.batch_norm_backward."""
+    """See reference.batch_norm_backward. dweight and dbias are put into `out`, where that has arrays."""
     x, rows, channels = _rows(x)
     xp = module_of(x)
     dy = xp.ascontiguousarray(dy)
@@ -117,7 +119,7 @@ def batch_norm_backward(
     g = xp.empty(x.shape, dtype=x.dtype) if relu and need_dresidual else None
     dx = xp.empty(x.shape, dtype=x.dtype)
     mean, var, weight = map(xp.ascontiguousarray, (mean, var, weight))
-    dweight, dbias = xp.empty(channels, dtype="float32"), xp.empty(channels, dtype="float32")
+    dweight, dbias = (xp.empty(channels, dtype="float32") if a is None else a for a in out)
 
     vector = vector_width(channels, dy, x, y, g, dx)
     grid, block = channel_grid(rows, channels, vector)

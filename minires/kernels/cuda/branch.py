@@ -1,8 +1,8 @@
 """A residual branch as one operation: layer by layer, but without the copies that the tape would make.
 
-What the loop in nn/branch.py spells out is launched here in the same order. Three things are saved: the gradient of a
-weight is written straight into the optimiser's flat buffer; the shortcut's gradient is added by the matrix product that
-makes the branch's, instead of in a pass of its own; and an array is freed as soon as backward is past it.
+What the loop in nn/branch.py spells out is launched here in the same order. Three things are saved: gradients of
+weights are written straight into the optimiser's flat buffer; the shortcut's gradient is added by the matrix product
+that makes the branch's, instead of in a pass of its own; and an array is freed as soon as backward is past it.
 
 Reading order: last of the operations in kernels/cuda. Next: graph.py.
 """
@@ -33,6 +33,7 @@ class Layer:
     bn_weight: Array
     bn_bias: Array
     eps: float
+    bn_gradients: tuple[Array | None, Array | None] = (None, None)  # where to put those of weight and bias
 
 
 @dataclass
@@ -100,7 +101,7 @@ def branch_backward(
         layer, here = layers[len(saved) - 1], saved.pop()
         dy, dbn_weight, dbn_bias, masked = batch_norm_backward(
             g, here.y, masked_by, here.mean, here.var, layer.bn_weight, layer.eps, True, masked_by is not None,
-            need_dresidual=dresidual is None,
+            need_dresidual=dresidual is None, out=layer.bn_gradients,
         )  # fmt: skip
         dresidual = masked if dresidual is None else dresidual
         here.y = g = masked = None  # free them

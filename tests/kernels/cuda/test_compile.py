@@ -47,7 +47,7 @@ def test_it_compiles_without_spills(file, defines, architecture):
     try:
         options = (*launch.OPTIONS, f"-arch={architecture}", "--device-as-default-execution-space")
         try:
-            nvrtc.compileProgram(program, (*options, "--ptxas-options=-v"))
+            nvrtc.compileProgram(program, (*options, "-ftz=true", "--ptxas-options=-v"))
         except nvrtc.NVRTCError:
             pytest.fail(nvrtc.getProgramLog(program))
         log = nvrtc.getProgramLog(program)
