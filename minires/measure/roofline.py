@@ -131,16 +131,11 @@ def step_cost(
 
 
 def _batch_norm_passes(layer: Layer, names: set[str]) -> int:
-    """Passes over the output. Forward reads it twice and writes once; backward reads dy, x, y twice and writes dx. The
-    last
-    of a block also reads the shortcut, and writes down the shortcut's gradient, which then is read in the place of dy
-    and y; a projection has no ReLU, so nobody reads its y."""
+    """Passes over the output. Forward reads it twice and writes once, backward reads dy and x twice and writes dx. The
+    last of a block also reads the shortcut; its backward reads y once and writes the shortcut's gradient down."""
     block, _, conv = layer.name.rpartition(".")
-    if "downsample" in layer.name:
-        return 3 + 5
-    if conv == "conv3" or (conv == "conv2" and f"{block}.conv3" not in names):
-        return 4 + 7
-    return 3 + 7
+    ends_block = conv == "conv3" or (conv == "conv2" and f"{block}.conv3" not in names)
+    return 4 + 7 if ends_block else 3 + 5
 
 
 CASES = [(101, 512), (101, 128), (50, 512), (18, 512), (110, 128), (20, 128)]

@@ -35,7 +35,7 @@ def test_by_hand():
     x2, y2, w2 = 80 * 2 * 4, 80 * 4 * 4, 2 * 4 * 4
     assert cost.product_bytes == 2 * (columns + y1 + w1) + 3 * (x2 + y2 + w2)
     assert cost.column_bytes == 2 * (columns + 5 * 64 * 3 * 4)
-    assert cost.batch_norm_bytes == 10 * y1 + 11 * y2  # conv2 without a conv3 is taken for the end of a block
+    assert cost.batch_norm_bytes == 8 * y1 + 11 * y2  # conv2 without a conv3 is taken for the end of a block
     assert cost.optimizer_bytes == 5 * 4 * (54 + 4 + 8 + 8)
 
 
@@ -68,12 +68,14 @@ def test_the_layers_of_resnet101():
 
 
 def test_the_figures_of_the_design():
-    """7.7 TFLOP, some 98 GB of products, 46 of columns and 114 of batch norm for ResNet-101, batch 512 (within 15
-    %)."""
+    """For ResNet-101, batch 512: 7.7 TFLOP, some 98 GB of products and 46 of columns (within 15 %); and of batch norm
+    less
+    than the 114 GB that were estimated once: y is not read where there is no shortcut."""
     cost = step_cost(models.resnet101(10, "cifar"), 32, 512, "fp32", roofline.H200, columns=True)
     assert cost.operations == pytest.approx(7.7e12, rel=0.01)
-    for value, expected in ((cost.product_bytes, 98e9), (cost.column_bytes, 46e9), (cost.batch_norm_bytes, 114e9)):
+    for value, expected in ((cost.product_bytes, 98e9), (cost.column_bytes, 46e9)):
         assert value == pytest.approx(expected, rel=0.15)
+    assert 95e9 < cost.batch_norm_bytes < 105e9
 
 
 def test_the_table_in_the_chapter_is_the_one_that_is_computed():

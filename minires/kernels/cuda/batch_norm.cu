@@ -5,8 +5,9 @@
 //     g = dy * (y > 0);  dbias = g.sum(axis=0);  dweight = (g * x_hat).sum(axis=0)
 //     dx = weight / std * (g - dbias / rows - x_hat * dweight / rows)
 //
-// Memory traffic, in passes over the matrix: forward 3 (statistics read x, apply reads x and writes y), backward 7 (reduce
-// reads dy, x, y; apply reads dy, x, y and writes dx), one more for each residual. All are bound by memory.
+// Memory traffic, in passes over the matrix: forward 3 (statistics read x, apply reads x and writes y), backward 5 (reduce
+// reads dy and x; apply reads dy and x and writes dx). Whether y > 0 is computed again from x; only with a residual y is
+// read, and g written down for the shortcut: 4 forward, 7 backward. All are bound by memory.
 //
 // Launch shape of everything that reads the matrix: a block is (bx, 256 / bx) threads. Thread (tx, ty) stays with its
 // VECTOR channels, so that their scale and shift are computed once, and walks down the rows; neighbouring threads read
@@ -149,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         size_t at = (size_t)row * channels + c;
         Lanes value = load(x + at);
-        for (int i = 0; i < VECTOR; i++) value.v[i] = (value.v[i] - centre[i]) * scale[i] + shift[i];
+        for (int i = 0; i < VECTOR; i++) value.v[i] = batch_norm_value(value.v[i], centre[i], scale[i], shift[i]);
         if (residual) {
             Lanes other = load(residual + at);
             for (int i = 0; i < VECTOR; i++) value.v[i] += other.v[i];
@@ -160,24 +161,31 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(
     }
 }
 
-// partials[part, 0..1, c] = sum of g and of g * (x - mean) over this part's rows, with g = dy where y > 0; y is null
-// without a ReLU, and g is written down where somebody (the shortcut) needs it.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_partials(
+// partials[part, 0..1, c] = sum of g and of g * (x - mean) over this part's rows, with g = dy where y > 0. `y` is null if
+// there was no ReLU, or if `bias` is given, to compute y again. g is written down where somebody (the shortcut) needs it.
+extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partials(
     const activation* __restrict__ dy,  // [rows, channels], aligned
     const activation* __restrict__ x,   // [rows, channels], aligned
     const activation* __restrict__ y,   // [rows, channels], aligned, or null
     const float* __restrict__ mean,     // [channels]
+    const float* __restrict__ var,      // [channels]
+    const float* __restrict__ weight,   // [channels]
+    const float* __restrict__ bias,     // [channels], or null
     activation* __restrict__ g,         // [rows, channels], aligned, or null
     float* __restrict__ partials,       // [parts, 2, channels]
+    float eps,
     int rows,
     int channels,
     int parts) {
     __shared__ float sums[256][VECTOR], products[256][VECTOR];
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    float sum[VECTOR] = {0.0f}, product[VECTOR] = {0.0f}, centre[VECTOR];
+    float sum[VECTOR] = {0.0f}, product[VECTOR] = {0.0f}, centre[VECTOR], scale[VECTOR], shift[VECTOR];
     if (c < channels) {
-        for (int i = 0; i < VECTOR; i++) centre[i] = mean[c + i];
+        for (int i = 0; i < VECTOR; i++) {
+            centre[i] = mean[c + i];
+            if (bias) scale[i] = batch_norm_scale(var[c + i], weight[c + i], eps), shift[i] = bias[c + i];
+        }
 #pragma unroll 4
         for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += parts * blockDim.y) {
             size_t at = (size_t)row * channels + c;
@@ -186,6 +194,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_partials(
                 Lanes output = load(y + at);
                 for (int i = 0; i < VECTOR; i++) gradient.v[i] = output.v[i] > 0.0f ? gradient.v[i] : 0.0f;
             }
+            if (bias)
+                for (int i = 0; i < VECTOR; i++)
+                    if (!(batch_norm_value(input.v[i], centre[i], scale[i], shift[i]) > 0.0f)) gradient.v[i] = 0.0f;
             if (g) store(g + at, gradient);
             for (int i = 0; i < VECTOR; i++) {
                 sum[i] += gradient.v[i];
@@ -238,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_coefficien
     __syncthreads();
     if (ty == 0 && c < channels) {
         for (int k = 1; k < 8; k++) sum += sums[k][threadIdx.x], product += products[k][threadIdx.x];
-        float inverse_std = 1.0f / sqrtf(var[c] + eps), a = weight[c] * inverse_std;
+        float inverse_std = 1.0f / sqrtf(var[c] + eps), a = batch_norm_scale(var[c], weight[c], eps);
         float dw = product * inverse_std;
         float b = count ? -a * inverse_std * dw / count : 0.0f;
         dbias[c] = sum;
@@ -249,20 +260,23 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_coefficien
     }
 }
 
-// dx = a * g + b * x + k, with g = dy where y > 0 (y null: g = dy).
+// dx = a * g + b * x + k, with g = dy where y > 0; y and bias as above. a is the scale of forward.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_apply(
     const activation* __restrict__ dy,       // [rows, channels], aligned
     const activation* __restrict__ x,        // [rows, channels], aligned
     const activation* __restrict__ y,        // [rows, channels], aligned, or null
+    const float* __restrict__ mean,          // [channels]
+    const float* __restrict__ bias,          // [channels], or null
     const float* __restrict__ coefficients,  // [3, channels]
     activation* __restrict__ dx,             // [rows, channels], aligned
     int rows,
     int channels) {
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (c >= channels) return;
-    float a[VECTOR], b[VECTOR], k[VECTOR];
+    float a[VECTOR], b[VECTOR], k[VECTOR], centre[VECTOR], shift[VECTOR];
     for (int i = 0; i < VECTOR; i++) {
         a[i] = coefficients[c + i], b[i] = coefficients[channels + c + i], k[i] = coefficients[2 * channels + c + i];
+        if (bias) centre[i] = mean[c + i], shift[i] = bias[c + i];
     }
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         size_t at = (size_t)row * channels + c;
@@ -271,6 +285,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_apply(
             Lanes output = load(y + at);
             for (int i = 0; i < VECTOR; i++) gradient.v[i] = output.v[i] > 0.0f ? gradient.v[i] : 0.0f;
         }
+        if (bias)
+            for (int i = 0; i < VECTOR; i++)
+                if (!(batch_norm_value(input.v[i], centre[i], a[i], shift[i]) > 0.0f)) gradient.v[i] = 0.0f;
         for (int i = 0; i < VECTOR; i++) gradient.v[i] = a[i] * gradient.v[i] + (b[i] * input.v[i] + k[i]);
         store(dx + at, gradient);
     }

@@ -109,13 +109,19 @@ def batch_norm_backward(
     relu: bool,
     need_dresidual: bool,
     *,
+    bias: Array | None = None,
     out: tuple[Array | None, Array | None] = (None, None),
 ) -> tuple[Array, Array, Array, Array | None]:
-    """See reference.batch_norm_backward. dweight and dbias are put into `out`, where that has arrays."""
+    """See reference.batch_norm_backward.
+
+    bias  of the batch norm, if no residual was added: then y is not read, but computed again from x; it may be None
+    out   where to put dweight and dbias
+    """
     x, rows, channels = _rows(x)
     xp = module_of(x)
     dy = xp.ascontiguousarray(dy)
-    y = xp.ascontiguousarray(y) if relu else None
+    y = xp.ascontiguousarray(y) if relu and bias is None else None
+    bias = bias if relu else None
     g = xp.empty(x.shape, dtype=x.dtype) if relu and need_dresidual else None
     dx = xp.empty(x.shape, dtype=x.dtype)
     mean, var, weight = map(xp.ascontiguousarray, (mean, var, weight))
@@ -127,18 +133,20 @@ def batch_norm_backward(
     partials, coefficients = xp.empty((parts, 2, channels), dtype="float32"), xp.empty((3, channels), dtype="float32")
     kernels = _kernels(x, vector)
     kernels["batch_norm_backward_partials"](
-        grid, block, dy=dy, x=x, y=y, mean=mean, g=g, partials=partials, rows=rows, channels=channels, parts=parts
-    )
+        grid, block, dy=dy, x=x, y=y, mean=mean, var=var, weight=weight, bias=bias, g=g, partials=partials, eps=eps,
+        rows=rows, channels=channels, parts=parts,
+    )  # fmt: skip
     kernels["batch_norm_backward_coefficients"](
         (-(-channels // 32),), (32, 8), partials=partials, mean=mean, var=var, weight=weight, dweight=dweight,
         dbias=dbias, coefficients=coefficients, eps=eps, count=rows if training else 0, parts=parts, channels=channels,
     )  # fmt: skip
     if g is not None:  # the mask has been applied already
-        dy, y = g, None
+        dy, y, bias = g, None, None
     grid, block = channel_grid(rows, channels, vector, 8 * BLOCKS)
     kernels["batch_norm_backward_apply"](
-        grid, block, dy=dy, x=x, y=y, coefficients=coefficients, dx=dx, rows=rows, channels=channels
-    )
+        grid, block, dy=dy, x=x, y=y, mean=mean, bias=bias, coefficients=coefficients, dx=dx, rows=rows,
+        channels=channels,
+    )  # fmt: skip
     return dx, dweight, dbias, dy if need_dresidual else None
 
 

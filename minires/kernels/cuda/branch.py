@@ -1,8 +1,9 @@
 """A residual branch as one operation: layer by layer, but without the copies that the tape would make.
 
 What the loop in nn/branch.py spells out is launched here in the same order. Three things are saved: gradients of
-weights are written straight into the optimiser's flat buffer; the shortcut's gradient is added by the matrix product
-that makes the branch's, instead of in a pass of its own; and an array is freed as soon as backward is past it.
+weights are written straight into the optimiser's flat buffer, where there is one; the shortcut's gradient is added by
+the matrix product that makes the branch's, instead of in a pass of its own; and an array is freed as soon as backward
+is past it.
 
 Reading order: last of the operations in kernels/cuda. Next: graph.py.
 """
@@ -44,6 +45,7 @@ class Saved:
     y: Array  # (N,Ho,Wo,O)
     mean: Array
     var: Array
+    with_residual: bool  # whether one was added to its batch norm's output
 
 
 def branch(x: Array, layers: Sequence[Layer], residual: Array | None, relu: bool) -> tuple[Array, list[Saved]]:
@@ -55,7 +57,7 @@ def branch(x: Array, layers: Sequence[Layer], residual: Array | None, relu: bool
         last = i == len(layers) - 1
         y = convolution.forward(z, layer.weight, layer.geometry)
         mean, var = batch_norm_statistics(y)
-        saved.append(Saved(z, y, mean, var))
+        saved.append(Saved(z, y, mean, var, last and residual is not None))
         z = batch_norm_apply(
             y, mean, var, layer.bn_weight, layer.bn_bias, layer.eps, residual if last else None, relu or not last
         )
@@ -88,22 +90,26 @@ def branch_backward(
     need_dx: bool,
     add_residual: bool,
     dweights: Sequence[Array | None],
-) -> tuple[Array | None, list[tuple], Array]:
-    """Gradients of `branch`: dx (None if not needed), (dweight, dbn_weight, dbn_bias) per layer, dresidual.
+) -> tuple[Array | None, list[tuple], Array | None]:
+    """Gradients of `branch`: dx and dresidual (None if not needed), between them (dweight, dbn_weight, dbn_bias) per
+    layer.
 
     `dweights` has for each layer the array to put its weight's gradient into, or None for a new one.
     With `add_residual` the residual was x itself, and its gradient is added to dx. `saved` is emptied on the way.
     """
     dtype = x.dtype.name
     dresidual, gradients, dx = None, [], None
-    g, masked_by = convert(dz, precision.activation()), z if relu else None
+    g = convert(dz, precision.activation())
     while saved:
+        last = len(saved) == len(layers)
         layer, here = layers[len(saved) - 1], saved.pop()
+        # Only where a shortcut was added does the ReLU's mask have to be read off its output, z.
+        bias = None if here.with_residual else layer.bn_bias
         dy, dbn_weight, dbn_bias, masked = batch_norm_backward(
-            g, here.y, masked_by, here.mean, here.var, layer.bn_weight, layer.eps, True, masked_by is not None,
-            need_dresidual=dresidual is None, out=layer.bn_gradients,
+            g, here.y, z if last else None, here.mean, here.var, layer.bn_weight, layer.eps, True, relu or not last,
+            need_dresidual=here.with_residual, bias=bias, out=layer.bn_gradients,
         )  # fmt: skip
-        dresidual = masked if dresidual is None else dresidual
+        dresidual = masked if last else dresidual
         here.y = g = masked = None  # free them
         dweight = convolution.weight_gradient(dy, here.x, layer.weight.shape, layer.geometry, out=dweights[len(saved)])
         gradients.append((dweight, dbn_weight, dbn_bias))
@@ -113,7 +119,6 @@ def branch_backward(
         # here.
         add_to = dresidual if not saved and add_residual and relu else None
         g = convolution.input_gradient(dy, here.x.shape, layer.weight, layer.geometry, add_to)
-        masked_by = here.x  # the ReLU's output, which the layer before has made
         if not saved:
             if add_residual and add_to is None:
                 accumulate(g, dresidual)

@@ -65,6 +65,7 @@ __device__ void store(bfloat16* p, const Lanes& r) {
 #endif
 }
 
-// (v - mean) / std * weight + bias [+ residual] in one multiplication and one addition per element. Whoever has to know
-// whether a ReLU let a value through computes it by this function too, and so gets the same bits.
+// Batch norm of one element: (v - mean) * scale + bias. Backward computes it again where a ReLU followed, rather than
+// reading what it gave, and needs the same bits: so both call this, and the rounding is spelt out (fmaf rounds once).
 __device__ float batch_norm_scale(float var, float weight, float eps) { return weight / sqrtf(var + eps); }
+__device__ float batch_norm_value(float v, float mean, float scale, float bias) { return fmaf(v - mean, scale, bias); }

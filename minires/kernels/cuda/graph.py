@@ -1,6 +1,6 @@
 """A whole training step as one launch: a CUDA graph.
 
-Launching a kernel costs the host some microseconds, and a step of ResNet-20 has 270 of them, of which many run for less
+Launching a kernel costs the host some microseconds, and a step of ResNet-20 has 255 of them, of which many run for less
 than that: the GPU waits for Python. A graph is recorded once, by running the step while the stream only takes notes,
 and then replayed with one call. What that asks of the step:
 

@@ -71,7 +71,7 @@ def _with_includes(path: Path) -> str:
 
 def parse(text: str) -> dict[str, list[Parameter]]:
     """The parameters of every kernel declared in `text`. Raises `ValueError` for a pointer without its size."""
-    pattern = r'extern "C" __global__ void(?: __launch_bounds__\(\w+\))? (\w+)\((.*?)\) \{'
+    pattern = r'extern "C" __global__ void(?: __launch_bounds__\([\w, ]+\))? (\w+)\((.*?)\) \{'
     return {name: _parameters(name, body) for name, body in re.findall(pattern, text, flags=re.DOTALL)}
 
 

@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool2d(
 }
 
 // A window hands dy to its first element, row by row, that equals its maximum.
-extern "C" __global__ void __launch_bounds__(256) max_pool2d_backward(
+extern "C" __global__ void __launch_bounds__(256, 4) max_pool2d_backward(
     const activation* __restrict__ dy,  // [n, ho, wo, c], aligned
     const activation* __restrict__ x,   // [n, h, w, c], aligned
     const activation* __restrict__ y,   // [n, ho, wo, c], aligned

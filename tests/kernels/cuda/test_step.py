@@ -175,3 +175,19 @@ def test_arrays_on_different_devices_are_a_clear_error(gpu):
 def test_what_does_not_exist_on_a_gpu_is_said(choose):
     with pytest.raises(ValueError, match="precision: 'fp8' is unknown, expected one of fp32, tf32, bf16"):
         kernels.use_precision("fp8")
+
+
+def test_the_mask_of_a_relu_is_computed_again_to_the_same_bit(gpu):
+    """batch_norm_backward with `bias` does not read y; g, which it masks, must be zero exactly where y is."""
+    import cupy
+
+    rng = np.random.default_rng(0)
+    x, dy = (cupy.asarray(rng.standard_normal((3, 5, 7, 8)).astype(np.float32)) for _ in range(2))
+    weight, bias = (cupy.asarray(rng.standard_normal(8).astype(np.float32)) for _ in range(2))
+    mean, var = kernels.cuda.batch_norm_statistics(x)
+    y = kernels.cuda.batch_norm_apply(x, mean, var, weight, bias, 1e-5, None, True)
+    read = kernels.cuda.batch_norm_backward(dy, x, y, mean, var, weight, 1e-5, True, True, True)
+    again = kernels.cuda.batch_norm_backward(dy, x, None, mean, var, weight, 1e-5, True, True, True, bias=bias)
+    assert 0.2 < (y.get() == 0).mean() < 0.8
+    for a, b in zip(read, again):
+        np.testing.assert_array_equal(a.get(), b.get())

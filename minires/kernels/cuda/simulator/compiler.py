@@ -52,7 +52,7 @@ def build(text: str) -> ctypes.CDLL:
 
 def _stub(name: str, parameters: list[Parameter], text: str) -> str:
     """A C function that takes the launch shape and the arguments one by one."""
-    declared = re.search(rf"void(?: __launch_bounds__\(\w+\))? {name}\((.*?)\) \{{", text, re.DOTALL)[1]
+    declared = re.search(rf"void(?: __launch_bounds__\([\w, ]+\))? {name}\((.*?)\) \{{", text, re.DOTALL)[1]
     declared = ", ".join(re.sub(r",?\s*(//.*)?$", "", line).strip() for line in declared.strip().splitlines())
     names = ", ".join(p.name for p in parameters)
     values = ", ".join(f"_v.{p.name}" for p in parameters)
@@ -68,7 +68,7 @@ def _stub(name: str, parameters: list[Parameter], text: str) -> str:
 def waits(kernel: str, text: str) -> bool:
     """Whether the threads of `kernel` wait for each other: it, or a function that it calls, says so."""
     # Functions begin at the start of a line and end with a brace there; a template or macro counts as one too.
-    text = re.sub(r"__launch_bounds__\(\w+\)", "", text)
+    text = re.sub(r"__launch_bounds__\([\w, ]+\)", "", text)
     functions = dict(
         re.findall(r"^(?:extern|__device__|template|static)[^;{]*?(\w+)\([^;{]*?\{(.*?)^\}", text, re.M | re.S)
     )
