@@ -1,8 +1,8 @@
 """Which array library an array lives in: probing for a GPU, moving arrays, seeding.
 
 Every other file of minires is written against `xp`, the module an array belongs to: `numpy` on the
-CPU, `cupy` on an NVIDIA GPU. The two offer the same functions, so one source serves both. This file
-is the only one that imports cupy, and only when somebody asks for the GPU.
+CPU, `cupy` on an NVIDIA GPU. The two offer the same functions, so one source serves both. CuPy is
+imported only when somebody asks for the GPU.
 
 Reading order: first. Next: tensor.py.
 """

@@ -73,8 +73,11 @@ class DeviceStep:
         """One step on the batch x (N,H,W,C), y (N,), at learning rate `lr`. At most READ_EVERY of them between two
         `read`.
 
-        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits.
+        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits, and `RuntimeError`
+        for one step too many.
         """
+        if self.pending == READ_EVERY:
+            raise RuntimeError(f"{READ_EVERY} results are waiting to be read, and there is room for no more")
         self.optimizer.lr = lr
         self.optimizer.advance()
         try:

@@ -266,6 +266,8 @@ def test_results_are_read_in_time(cupy):
         for x, y in batches(cupy, READ_EVERY, n=2, size=3):
             step(x, y, 0.01)
         assert step.pending == READ_EVERY == step.read_every
+        with pytest.raises(RuntimeError, match="50 results are waiting to be read"):
+            step(x, y, 0.01)
         assert len(step.read()) == READ_EVERY
         assert step.pending == 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 
@@ -16,6 +18,24 @@ def gpu():
     if simulator.why_not():
         pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
     with simulator.gpu() as gpu:
+        yield gpu
+
+
+class RealGpu:
+    """In the place of a simulated one: it counts nothing."""
+
+    launches, copies, synchronisations = Counter(), {}, 0
+
+    def reset(self):
+        pass
+
+
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
+def any_gpu(request):
+    """The simulated GPU, and a real one where there is one; `isinstance(any_gpu, simulator.Gpu)` tells."""
+    if request.param == "simulated" and simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
+    with simulator.gpu() if request.param == "simulated" else nullcontext(RealGpu()) as gpu:
         yield gpu
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -33,33 +35,40 @@ def options(geometry):
     return {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation, "groups": 1}
 
 
-def run(case, x, weight, dy, reverse=False, **forced):
-    """y, dx, dweight on a simulated GPU."""
-    with simulator.gpu(reverse=reverse) as gpu:
+def run(case, x, weight, dy, device="simulated", reverse=False):
+    """y, dx, dweight on a simulated GPU, or on a real one; and the launches that the simulated one has counted."""
+    with simulator.gpu(reverse=reverse) if device == "simulated" else nullcontext() as gpu:
         import cupy
 
         x, weight, dy = map(cupy.asarray, (x, weight, dy))
         y = kernels.cuda.conv2d(x, weight, None, **options(case[2]))
         dx, dweight = kernels.cuda.conv2d_backward(dy, x, weight, **options(case[2]), need_dx=True, need_dweight=True)
         results = [a.get().astype(np.float64) for a in (y, dx, dweight)]
-    return results, gpu.launches
+    return results, gpu.launches if gpu else None
+
+
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
+def device(request):
+    """Where to run; the simulated one needs a compiler."""
+    if request.param == "simulated" and simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
+    return request.param
 
 
 @pytest.fixture(params=["implicit", "columns"])
 def algorithm(request, monkeypatch):
-    if simulator.why_not():
-        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
     monkeypatch.setattr(convolution, "algorithm", request.param)
     return request.param
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_integers_come_out_exactly(case, algorithm, precision):
+def test_integers_come_out_exactly(case, algorithm, precision, device):
     """Sums of up to 360 products of small integers: float32 holds them, so nothing may be off. bfloat16 results
     round."""
     x, weight, dy = arrays(case)
-    got, launches = run(case, x, weight, dy)
-    assert ("convolution" in launches) == ("weight_gradient" in launches) == (algorithm == "implicit")
+    got, launches = run(case, x, weight, dy, device)
+    if launches is not None:
+        assert ("convolution" in launches) == ("weight_gradient" in launches) == (algorithm == "implicit")
     y = reference.conv2d(*(a.astype(np.float64) for a in (x, weight)), None, **options(case[2]))
     expected = [y, *reference.conv2d_backward(dy, x, weight, **options(case[2]), need_dx=True, need_dweight=True)]
     for i, (a, b) in enumerate(zip(got, expected)):
@@ -67,21 +76,22 @@ def test_integers_come_out_exactly(case, algorithm, precision):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=0)
 
 
-def test_rounding_is_that_of_the_precision(algorithm, precision):
+def test_rounding_is_that_of_the_precision(algorithm, precision, device):
     case = CASES[0]
     rng = np.random.default_rng(1)
     x, weight, dy = (rng.standard_normal(a.shape).astype(np.float32) for a in arrays(case))
-    got, _ = run(case, x, weight, dy)
+    got, _ = run(case, x, weight, dy, device)
     double = [a.astype(np.float64) for a in (dy, x, weight)]
     y = reference.conv2d(*double[1:], None, **options(case[2]))
     expected = [y, *reference.conv2d_backward(*double, **options(case[2]), need_dx=True, need_dweight=True)]
     for a, b in zip(got, expected):
         error = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert error < ROUNDING[precision]
-        assert precision == "fp32" or error > 1e-5, "the tensor cores' rounding is simulated"
+        assert precision == "fp32" or error > 1e-5, "tensor cores round, simulated ones too"
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
+@pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
 def test_the_order_of_the_threads_does_not_matter(case, algorithm, precision):
     """A missing barrier would give two answers. Bit for bit, on numbers that round."""
     rng = np.random.default_rng(2)
@@ -91,32 +101,32 @@ def test_the_order_of_the_threads_does_not_matter(case, algorithm, precision):
 
 
 @pytest.mark.parametrize("outputs", [8, 16, 32, 64, 128])
-def test_every_width_of_tile(outputs, precision, monkeypatch):
+def test_every_width_of_tile(outputs, precision, device, monkeypatch):
     monkeypatch.setattr(convolution, "algorithm", "implicit")
     monkeypatch.setattr(convolution, "tile_n", lambda outputs, tiles, enough: max(16, min(outputs, 128)))
     case = ((1, 6, 5, 16), outputs, Geometry((3, 3), (1, 1), (1, 1), (1, 1)))
     x, weight, dy = arrays(case)
-    got, _ = run(case, x, weight, dy)
+    got, _ = run(case, x, weight, dy, device)
     expected = reference.conv2d_backward(dy, x, weight, **options(case[2]), need_dx=True, need_dweight=True)
     np.testing.assert_allclose(got[1], expected[0], rtol=2**-8 if precision == "bf16" else 0)
     np.testing.assert_array_equal(got[2], expected[1])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_long_sum_is_split_and_columns_are_made_in_chunks(algorithm, precision, kernel, monkeypatch):
+def test_a_long_sum_is_split_and_columns_are_made_in_chunks(algorithm, precision, kernel, device, monkeypatch):
     """1,280 positions: two parts; and so little room for columns that three chunks are needed."""
     monkeypatch.setattr(convolution, "COLUMN_BYTES", 2 * 16 * 16 * 9 * 8 * 4)
     case = ((5, 16, 16, 8), 8, Geometry((kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1)))
     x, weight, dy = arrays(case)
-    got, launches = run(case, x, weight, dy)
-    assert launches["sum_parts"] >= 1 or (kernel == 3 and algorithm == "columns")
+    got, launches = run(case, x, weight, dy, device)
+    assert launches is None or launches["sum_parts"] >= 1 or (kernel == 3 and algorithm == "columns")
     expected = reference.conv2d_backward(dy, x, weight, **options(case[2]), need_dx=True, need_dweight=True)
     np.testing.assert_allclose(got[1], expected[0], rtol=2**-8 if precision == "bf16" else 0)
     np.testing.assert_array_equal(got[2], expected[1])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_gradients_are_added_where_asked_for(gpu, algorithm, precision, kernel):
+def test_gradients_are_added_where_asked_for(any_gpu, algorithm, precision, kernel):
     import cupy
 
     dtype = "bfloat16" if precision == "bf16" else "float32"

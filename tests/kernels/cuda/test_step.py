@@ -11,7 +11,7 @@ import pytest
 import minires as mr
 import minires.functional as F
 from minires import kernels, models, optim
-from minires.kernels.cuda import convolution
+from minires.kernels.cuda import convolution, simulator
 
 # Launches of one step: at most 12 a convolution with its batch norm (forward 5: the product, three for the batch norm,
 # the running statistics; columns 1 more; backward 3 for the batch norm, 2 to 4 for the convolution), and a few around
@@ -76,7 +76,7 @@ def relative(got, expected):
 
 @pytest.mark.parametrize("algorithm", ["implicit", "columns"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_a_step_of_resnet20_equals_the_reference(gpu, choose, algorithm, optimizer, monkeypatch):
+def test_a_step_of_resnet20_equals_the_reference(any_gpu, choose, algorithm, optimizer, monkeypatch):
     if algorithm == "implicit" and optimizer != "sgd":
         pytest.skip("the optimisers do not know how the gradients were made")
     monkeypatch.setattr(convolution, "algorithm", algorithm)
@@ -86,7 +86,7 @@ def test_a_step_of_resnet20_equals_the_reference(gpu, choose, algorithm, optimiz
         "adamw": lambda params: optim.AdamW(params, 1e-3),
     }[optimizer]
     (loss, gradients, state), (got_loss, got_gradients, got_state), launches = on_both(
-        gpu, choose, {"depth": 20}, make, size=16
+        any_gpu, choose, {"depth": 20}, make, size=16
     )
     assert got_loss == pytest.approx(loss, rel=1e-6)
     assert relative(got_gradients, gradients) < 1e-4
@@ -94,16 +94,21 @@ def test_a_step_of_resnet20_equals_the_reference(gpu, choose, algorithm, optimiz
     assert relative(got_state, state) < (1e-5 if optimizer == "sgd" else 1e-3)
     layers = sum(name.endswith("conv1.weight") or name.endswith("conv2.weight") for name in gradients)
     assert sum(launches.values()) <= LAUNCHES_PER_LAYER * layers + LAUNCHES_AROUND
-    assert launches["convolution"] == (0 if algorithm == "columns" else 18 + 16)  # all but the stem; strided ones: once
+    if isinstance(any_gpu, simulator.Gpu):
+        assert launches["convolution"] == (
+            0 if algorithm == "columns" else 18 + 16
+        )  # all but the stem; strided ones: once
 
 
 @pytest.mark.parametrize(
     ("options", "size"), [({"depth": 50, "stem": "cifar"}, 16), ({"depth": 18, "stem": "imagenet"}, 64)]
 )
-def test_a_step_of_the_large_networks_equals_the_reference(gpu, choose, options, size):
+def test_a_step_of_the_large_networks_equals_the_reference(any_gpu, choose, options, size):
     """Bottlenecks and projections; the stem of 7x7 with stride 2 and max pooling."""
     options = {**options, "zero_init_last": True}
-    reference, got, launches = on_both(gpu, choose, options, lambda params: optim.SGD(params, 0.1, 0.9), size=size, n=3)
+    reference, got, launches = on_both(
+        any_gpu, choose, options, lambda params: optim.SGD(params, 0.1, 0.9), size=size, n=3
+    )
     assert got[0] == pytest.approx(reference[0], rel=1e-5)
     assert relative(got[1], reference[1]) < 1e-3
     assert relative(got[2], reference[2]) < 1e-3
@@ -111,15 +116,15 @@ def test_a_step_of_the_large_networks_equals_the_reference(gpu, choose, options,
     assert sum(launches.values()) <= LAUNCHES_PER_LAYER * layers + LAUNCHES_AROUND
 
 
-def test_other_precisions_round_but_do_the_same(gpu, choose, precision):
-    reference, got, launches = on_both(gpu, choose, {"depth": 20}, lambda params: optim.SGD(params, 0.1), size=16)
+def test_other_precisions_round_but_do_the_same(any_gpu, choose, precision):
+    reference, got, launches = on_both(any_gpu, choose, {"depth": 20}, lambda params: optim.SGD(params, 0.1), size=16)
     assert got[0] == pytest.approx(reference[0], rel={"fp32": 1e-6, "tf32": 1e-3, "bf16": 2e-2}[precision])
     assert relative(got[1], reference[1]) < {"fp32": 1e-4, "tf32": 0.1, "bf16": 0.3}[precision]
     assert all(gradient.dtype == np.float32 for gradient in got[1].values())
-    assert precision == "fp32" or launches["convolution"] > 0
+    assert precision == "fp32" or launches["convolution"] > 0 or not isinstance(any_gpu, simulator.Gpu)
 
 
-def test_the_step_learns(gpu, precision):
+def test_the_step_learns(any_gpu, precision):
     """Ten steps on one batch: the loss falls in every precision."""
     import cupy
 
@@ -131,7 +136,7 @@ def test_the_step_learns(gpu, precision):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_evaluation_equals_the_reference(gpu, choose):
+def test_evaluation_equals_the_reference(any_gpu, choose):
     import cupy
 
     x, _ = images(16)
@@ -147,7 +152,7 @@ def test_evaluation_equals_the_reference(gpu, choose):
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-3, atol=1e-4)
 
 
-def test_the_reference_runs_on_the_gpu_too(gpu, choose):
+def test_the_reference_runs_on_the_gpu_too(any_gpu, choose):
     """MINIRES_KERNELS=reference: plain array expressions through CuPy, no kernel of our own."""
     import cupy
 
@@ -156,10 +161,10 @@ def test_the_reference_runs_on_the_gpu_too(gpu, choose):
     model = build(20).to("cuda")
     loss = step(model, cupy.asarray(x), cupy.asarray(labels), optim.SGD(model.parameters(), 0.1))
     assert np.isfinite(loss.item())
-    assert not set(gpu.launches) & {"gemm", "batch_norm_apply", "im2col", "sgd_update"}
+    assert not set(any_gpu.launches) & {"gemm", "batch_norm_apply", "im2col", "sgd_update"}
 
 
-def test_arrays_on_different_devices_are_a_clear_error(gpu):
+def test_arrays_on_different_devices_are_a_clear_error(any_gpu):
     x, _ = images(8)
     model = build(20).to("cuda")
     with pytest.raises(ValueError, match=r"arrays on different devices meet: \(4, 8, 8, 3\) on 'cpu', .* on 'cuda'"):
@@ -177,7 +182,7 @@ def test_what_does_not_exist_on_a_gpu_is_said(choose):
         kernels.use_precision("fp8")
 
 
-def test_the_mask_of_a_relu_is_computed_again_to_the_same_bit(gpu):
+def test_the_mask_of_a_relu_is_computed_again_to_the_same_bit(any_gpu):
     """batch_norm_backward with `bias` does not read y; g, which it masks, must be zero exactly where y is."""
     import cupy
 
