@@ -26,6 +26,8 @@ TILE_M = 128  # rows of a block's tile in convolution.cu and weight_gradient.cu
 PRECISIONS = ("fp32", "tf32", "bf16")  # as PRECISION in tensor_core.cuh counts them
 ALGORITHMS = ("auto", "implicit", "columns")
 algorithm = os.environ.get("MINIRES_CUDA_CONV", "auto")  # to force one of them, for measurements
+if algorithm not in ALGORITHMS:
+    raise ValueError(f"MINIRES_CUDA_CONV: {algorithm!r} is unknown, expected one of {', '.join(ALGORITHMS)}")
 
 
 def plan(geometry: Geometry, channels: int, outputs: int) -> str:
