@@ -65,6 +65,7 @@ class DeviceStep:
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
+        cupy.get_default_memory_pool().free_all_blocks()  # an evaluation leaves memory that the graph's pool may need
         with self._recorder.stream:
             yield
             self._recorder.stream.synchronize()
