@@ -70,6 +70,7 @@ NETWORKS = {  # depth: kind, blocks per stage, widths
     50: ("bottleneck", (3, 4, 6, 3), WIDE),
     101: ("bottleneck", (3, 4, 23, 3), WIDE),
     20: ("option_a", (3, 3, 3), (16, 32, 64)),
+    110: ("option_a", (18, 18, 18), (16, 32, 64)),
 }
 
 

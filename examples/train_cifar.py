@@ -13,6 +13,9 @@ Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bound
 gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
 is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
 
+On a GPU the CUDA kernels compute, in tf32 unless --precision says otherwise, and the training step is replayed as a
+CUDA graph (--no-graph: launched kernel by kernel); docs/fast-cuda.md explains both. results.json says what was used.
+
 Measured: --depth 20 --data cifar10 --epochs 5, seed 0, on the CIFAR-10 (JPEG) images, which are harder than the
 official ones: test accuracy 80.03 % after the last epoch, 10.7 minutes on a CPU with 2 cores (430 images/s).
 
@@ -22,6 +25,7 @@ Exit status: 0 done; 1 training failed (a loss that is not finite, a full disk);
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -56,9 +60,17 @@ def main() -> int:
     if args.dry_run:
         return dry_run(args)
     device = cli.choose_device(parser, args.device)
-    if args.precision == "tf32" and device != "cuda":
-        parser.error("argument --precision: tf32 is for the GPU, and the device is the CPU")
     mr.kernels.use(args.kernels)
+    by_cuda_kernels = mr.kernels.in_use(device) == "cuda"
+    args.precision = args.precision or ("tf32" if by_cuda_kernels else "fp32")
+    if args.precision != "fp32" and not by_cuda_kernels:
+        parser.error(
+            f"argument --precision: {args.precision} is for the CUDA kernels, in use are the "
+            f"{mr.kernels.in_use(device)} kernels on {device}"
+        )
+    if args.graph and not by_cuda_kernels:
+        parser.error(f"argument --graph: is for the CUDA kernels, and the device is {device}")
+    mr.kernels.use_precision(args.precision)
     mr.manual_seed(args.seed)
 
     # 1. Data: uint8 images, and batches of them: shuffled, augmented, normalised.
@@ -88,7 +100,8 @@ def main() -> int:
     ).to(device)
     say(
         f"ResNet-{args.depth} on {dataset.name}: {sum(p.size for p in model.parameters()):,} parameters, "
-        f"{len(dataset.train_images):,} training images, on {device} with {mr.kernels.in_use(device)} kernels"
+        f"{len(dataset.train_images):,} training images, on {device} with {mr.kernels.in_use(device)} kernels "
+        f"in {args.precision}"
     )
     if args.eval_only:
         train.load_model_weights(model, args.eval_only)
@@ -142,7 +155,7 @@ def main() -> int:
         try:
             evaluation = train.fit(
                 training, train_batches, test_batches, schedule, args.epochs,
-                label_smoothing=args.label_smoothing, stop=stop, folder=folder, advice=advice,
+                label_smoothing=args.label_smoothing, stop=stop, folder=folder, advice=advice, graph=args.graph,
             )  # fmt: skip
         except train.Interrupted as interruption:
             again = shlex.join(["python", sys.argv[0], "--resume", str(folder.path)])
@@ -171,7 +184,12 @@ def make_parser() -> cli.Parser:
     add("--image-size", type=cli.image_size, help="resize images to N x N")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--kernels", choices=mr.kernels.CHOICES, default=os.environ.get("MINIRES_KERNELS", "auto"))
-    add("--precision", choices=("fp32", "tf32"), default="fp32", help="tf32: faster matrix products, on the GPU")
+    add("--precision", choices=mr.kernels.PRECISIONS, help="of the CUDA kernels (default: tf32); bf16: half the memory")
+    add(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="replay the training step as a CUDA graph (default: on a GPU, where it is safe)",
+    )
     add("--epochs", type=cli.positive_int, default=30)
     add("--batch-size", type=cli.positive_int, default=128)
     add("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="sgd: with Nesterov momentum 0.9")
@@ -224,8 +242,6 @@ def read_arguments(parser: cli.Parser) -> Namespace:
     for name, value in recipe.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if args.precision == "tf32":
-        os.environ["CUPY_TF32"] = "1"  # CuPy reads it when it is imported, which has not happened yet
     return args
 
 
@@ -234,7 +250,9 @@ def dry_run(args: Namespace) -> int:
     size = args.image_size or 32
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
-    memory = train.step_memory(model, (size, size, 3), args.batch_size, slots=1 if args.optimizer == "sgd" else 2)
+    slots = 1 if args.optimizer == "sgd" else 2
+    memory = train.step_memory(model, (size, size, 3), args.batch_size, slots)
+    on_gpu = train.gpu_step_bytes(model, (size, size, 3), args.batch_size, slots, summary)
     say(f"ResNet-{args.depth}, images of {size}x{size}, batches of {args.batch_size}, {args.optimizer}")
     say(f"parameters   {summary.parameters:,}")
     say(f"MACs         {summary.macs:,} multiply-adds for one image forward; a training step is about three times that")
@@ -242,6 +260,7 @@ def dry_run(args: Namespace) -> int:
     say(f"             {format_bytes(memory.weights)} parameters, gradients and optimiser state")
     say(f"             {format_bytes(memory.activations)} activations kept for backward, {args.batch_size} images")
     say(f"             {format_bytes(memory.workspace)} work space; the rest is Python and its libraries")
+    say(f"             {format_bytes(on_gpu)} for a training step on a GPU")
     return 0
 
 
@@ -270,6 +289,8 @@ def entry_point() -> int:
     except (data.DataError, train.CheckpointError) as error:
         message, status = error, 2
     except train.TrainingError as error:
+        message, status = error, 1
+    except train.OutOfMemory as error:
         message, status = error, 1
     except MemoryError as error:  # CuPy's is one too
         message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1

@@ -1,8 +1,8 @@
 """Which array library an array lives in: probing for a GPU, moving arrays, seeding.
 
 Every other file of minires is written against `xp`, the module an array belongs to: `numpy` on the
-CPU, `cupy` on an NVIDIA GPU. The two offer the same functions, so one source serves both. This file
-is the only one that imports cupy, and only when somebody asks for the GPU.
+CPU, `cupy` on an NVIDIA GPU. The two offer the same functions, so one source serves both. CuPy is
+imported only when somebody asks for the GPU.
 
 Reading order: first. Next: tensor.py.
 """
@@ -77,7 +77,16 @@ def _probe() -> str | None:
     except Exception as error:  # a broken CUDA install raises more than ImportError
         return f"CuPy does not import ({_one_line(error)}); install it with: pip install 'minires[cuda]'"
     try:
-        if cupy.cuda.runtime.getDeviceCount() == 0:
+        runtime = cupy.cuda.runtime
+        driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12090 for CUDA 12.9
+        if driver == 0:
+            return "CuPy is installed, but no NVIDIA driver is"
+        if driver // 1000 < needed // 1000:  # within one major version all work together
+            return (
+                f"the NVIDIA driver is too old: it can do CUDA {_version(driver)}, CuPy was made for "
+                f"{_version(needed)}; update the driver, or install the CuPy for it (cupy-cuda11x, cupy-cuda12x, ...)"
+            )
+        if runtime.getDeviceCount() == 0:
             return "CuPy is installed, but there is no NVIDIA GPU"
         # A driver without NVRTC or without the CUDA headers passes every check but a real compilation.
         cupy.RawKernel('extern "C" __global__ void probe(float* x) { x[0] = 7.0f; }', "probe")(
@@ -86,8 +95,17 @@ def _probe() -> str | None:
         if float((value + value)[0]) != 14.0:
             return "a test kernel ran on the GPU and gave a wrong result"
     except Exception as error:  # every CUDA library has its own exception class
+        if any(sign in str(error) for sign in ("nvrtc", "NVRTC", "libcudart", ".h", "CUDA_PATH")):
+            return (
+                f"CuPy is installed, but cannot compile kernels: NVRTC or the CUDA headers are missing "
+                f"({_one_line(error)}); install them with: pip install 'minires[cuda]'"
+            )
         return f"CuPy is installed, but the GPU does not work ({_one_line(error)})"
     return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _one_line(error: Exception) -> str:

@@ -83,7 +83,7 @@ class Tensor:
             data = np.asarray(data)
             data = data.astype(np.float32) if data.dtype == np.float64 else data
         self.data = module_of(data).asarray(data)
-        if self.data.dtype.kind not in "fiub":
+        if self.data.dtype.kind not in "fiub" and self.data.dtype.name != "bfloat16":
             raise TypeError(f"Tensor: data has dtype {self.data.dtype}, expected numbers")
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs floating-point data, got {self.data.dtype}")

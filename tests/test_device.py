@@ -74,8 +74,9 @@ class BrokenCupy:
 
     float32 = np.float32
 
-    def __init__(self, devices: int, result: float):
+    def __init__(self, devices: int, result: float, driver: int = 12040):
         self.cuda = self.runtime = self
+        self.driverGetVersion, self.runtimeGetVersion = lambda: driver, lambda: 12090
         self.getDeviceCount = lambda: devices
         self.result = result
 
@@ -94,6 +95,33 @@ def test_the_probe_runs_a_kernel(fresh_probe, devices, result, reason):
     fresh_probe.setitem(sys.modules, "cupy", BrokenCupy(devices, result))
     assert mr.cuda.is_available() == (reason is None)
     assert reason is None or reason in mr.cuda.why_not()
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (0, "CuPy is installed, but no NVIDIA driver is"),
+        (11040, "the NVIDIA driver is too old: it can do CUDA 11.4, CuPy was made for 12.9; update the driver"),
+    ],
+)
+def test_the_probe_knows_a_missing_or_old_driver(fresh_probe, driver, reason):
+    fresh_probe.setitem(sys.modules, "cupy", BrokenCupy(1, 7, driver))
+    assert mr.cuda.why_not().startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "text", ["Failed to load nvrtc: libnvrtc.so.12: cannot open", "catastrophic error: cannot open source file 'x.h'"]
+)
+def test_the_probe_knows_a_missing_compiler(fresh_probe, text):
+    broken = BrokenCupy(1, 7)
+
+    def fail(source, name):
+        raise RuntimeError(text)
+
+    broken.RawKernel = fail
+    fresh_probe.setitem(sys.modules, "cupy", broken)
+    assert "NVRTC or the CUDA headers are missing" in mr.cuda.why_not()
+    assert "pip install 'minires[cuda]'" in mr.cuda.why_not()
 
 
 def test_the_probe_reports_errors_of_any_class_in_one_line(fresh_probe):

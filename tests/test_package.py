@@ -15,7 +15,7 @@ ROOT = Path(mr.__file__).parent
 # The house, from the ground up: a room imports from the rooms before it only.
 FLOORS = [
     "device", "files", "fetch", "pickles", "tensor", "kernels", "functional", "nn", "weights", "models", "optim",
-    "data", "train", "predict", "commands",
+    "data", "train", "measure", "predict", "commands",
 ]  # fmt: skip
 
 

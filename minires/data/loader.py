@@ -87,6 +87,14 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """The batches of an epoch (0, 1, 2, ...), from batch `start` on."""
         order = self._order(epoch)
+        if self._made_by_kernel:
+            # What is random about the whole epoch goes to the GPU at once: 16 bytes an image, and no copy in a step.
+            choices = to_device(
+                np.concatenate([self._choices(order, epoch, i) for i in range(start, len(self))]), "cuda"
+            )
+            for begin in range(0, len(choices), self.batch_size):
+                yield self._batch_by_kernel(choices, begin)
+            return
         for index in range(start, len(self)):
             yield self._batch(order, epoch, index)
 
@@ -94,11 +102,32 @@ class Loader:
         """One batch of an epoch: the same as the `index`-th of `epoch(epoch)`."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: {index}, an epoch has batches 0 to {len(self) - 1}")
+        if self._made_by_kernel:
+            return self._batch_by_kernel(to_device(self._choices(self._order(epoch), epoch, index), "cuda"), 0)
         return self._batch(self._order(epoch), epoch, index)
 
     def _order(self, epoch: int) -> np.ndarray:
         n = len(self.images)
         return np.random.default_rng([self.seed, ORDER, epoch]).permutation(n) if self.train else np.arange(n)
+
+    @property
+    def _made_by_kernel(self) -> bool:
+        """Whether a batch is cut, mirrored and normalised in one launch (kernels/cuda/images.cu)."""
+        return hasattr(kernels.of(self.images), "make_batch")
+
+    def _choices(self, order: np.ndarray, epoch: int, index: int) -> np.ndarray:
+        """int32 (n, 4): image, top, left and flip of every image of a batch; the numbers that `_batch` draws."""
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        n, padding = len(chosen), augmentation.PADDING
+        top, left, flip = np.full(n, padding), np.full(n, padding), np.zeros(n, bool)  # the image as it is
+        if self.augment:
+            top, left, flip = augmentation.draw(np.random.default_rng([self.seed, CROPS, epoch, index]), n)
+        return np.stack([chosen, top, left, flip], axis=1).astype(np.int32)
+
+    def _batch_by_kernel(self, choices: Array, begin: int) -> tuple[Array, Array]:
+        n = min(self.batch_size, len(choices) - begin)
+        make_batch = kernels.of(self.images).make_batch
+        return make_batch(self.images, self.labels, choices, begin, n, augmentation.PADDING, self.mean, self.std)
 
     def _batch(self, order: np.ndarray, epoch: int, index: int) -> tuple[Array, Array]:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]

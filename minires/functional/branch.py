@@ -27,7 +27,7 @@ def residual_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tens
     group) and nn.BatchNorm2d have; residual (N,Ho,Wo,O). The running statistics move, as in batch_norm.
     Raises `ValueError` for shapes that do not fit.
     """
-    room = kernels.of(x.data)
+    room = kernels.of(x.data, layers[0][0].weight.data, None if residual is None else residual.data)
     described, shape = [], x.shape
     for conv, norm in layers:
         geometry, shape = _check(shape, conv)
@@ -47,8 +47,12 @@ def residual_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tens
     def backward(dz: Array) -> list[Array | None]:
         # A Parameter has room for its gradient in the optimiser's flat buffer: written there, it need not be copied. A
         # weight that two layers share has two gradients, to be added up by the engine.
-        weights = [conv.weight for conv, _ in layers]
-        buffers = [getattr(w, "free_grad_buffer", None) if weights.count(w) == 1 else None for w in weights]
+        def buffer(parameter: Tensor) -> Array | None:
+            return getattr(parameter, "free_grad_buffer", None) if parents.count(parameter) == 1 else None
+
+        buffers = [buffer(conv.weight) for conv, _ in layers]
+        for layer, (_, norm) in zip(described, layers):
+            layer.bn_gradients = buffer(norm.weight), buffer(norm.bias)  # kernels/cuda uses them
         dx, gradients, dresidual = room.branch_backward(
             dz, x.data, z, described, saved, relu, x.requires_grad, residual is x, buffers
         )
@@ -63,15 +67,14 @@ def inference_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Ten
     layers: pairs of a convolution and a norm with `scale_and_shift()`, which gives the two (O,) arrays that batch norm
     amounts to; or None, and the convolution has a bias instead. Raises `ValueError` for shapes that do not fit.
     """
+    room = kernels.of(x.data, layers[0][0].weight.data, None if residual is None else residual.data)
     described, shape = [], x.shape
     for conv, norm in layers:
         geometry, shape = _check(shape, conv)
         scale, shift = norm.scale_and_shift() or (None, conv.bias.data)
         described.append((conv.weight.data, geometry, scale, shift))
     _check_residual(residual, shape)
-    return Tensor(
-        kernels.of(x.data).evaluate_branch(x.data, described, None if residual is None else residual.data, relu)
-    )
+    return Tensor(room.evaluate_branch(x.data, described, None if residual is None else residual.data, relu))
 
 
 def _check(x: tuple[int, ...], conv: Any) -> tuple[Geometry, tuple[int, ...]]:

@@ -33,7 +33,7 @@ def conv2d(
     _, stride, padding, dilation = check_conv2d(
         x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups
     )
-    room = kernels.of(x.data)
+    room = kernels.of(x.data, weight.data)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = room.conv2d(x.data, weight.data, None if bias is None else bias.data, **options)
 

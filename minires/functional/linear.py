@@ -5,6 +5,7 @@ Reading order: after activation.py. Next: loss.py.
 
 from __future__ import annotations
 
+from minires import kernels
 from minires.device import Array
 from minires.tensor import Tensor
 
@@ -16,17 +17,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"linear: input has shape {x.shape}, the weight {weight.shape}; expected (..., C) and (C, O)")
-    features, outputs = weight.shape
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"linear: bias has shape {bias.shape}, expected ({outputs},)")
-    y = x.data @ weight.data
-    if bias is not None:
-        y += bias.data
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(f"linear: bias has shape {bias.shape}, expected ({weight.shape[1]},)")
+    room = kernels.for_light_work(x.data, weight.data)
+    y = room.linear(x.data, weight.data, None if bias is None else bias.data)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dx = dy @ weight.data.T if x.requires_grad else None
-        dy = dy.reshape(-1, outputs)  # (M, O)
-        dweight = x.data.reshape(-1, features).T @ dy  # (C, M) @ (M, O)
-        return (dx, dweight) if bias is None else (dx, dweight, dy.sum(axis=0))
+        gradients = room.linear_backward(dy, x.data, weight.data, x.requires_grad, weight.requires_grad)
+        return gradients[:2] if bias is None else gradients
 
     return Tensor.from_op(y, (x, weight) if bias is None else (x, weight, bias), backward)

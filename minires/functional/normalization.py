@@ -40,12 +40,13 @@ def batch_norm(
     check_batch_norm(x.shape, weight.shape, bias.shape, running_mean.shape, running_var.shape, training)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, expected the input's {x.shape}")
-    room = kernels.of(x.data)
+    room = kernels.of(x.data, weight.data, running_mean)
     if training:
         mean, var = room.batch_norm_statistics(x.data)
         update_running_statistics(running_mean, running_var, mean, var, x.size // x.shape[-1], momentum)
     else:
-        mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)  # copies: training may move the originals
+        dtype = weight.dtype if x.dtype.kind != "f" else x.dtype  # bfloat16, not an "f", is for activations only
+        mean, var = running_mean.astype(dtype), running_var.astype(dtype)  # copies: training may move the originals
     y = room.batch_norm_apply(
         x.data, mean, var, weight.data, bias.data, eps, None if residual is None else residual.data, relu
     )
@@ -65,8 +66,8 @@ def update_running_statistics(
     running_mean: Array, running_var: Array, mean: Array, var: Array, count: int, momentum: float
 ) -> None:
     """Move both in place towards this batch's statistics; `var` is biased, the running one is not."""
-    running_mean += momentum * (mean - running_mean)
-    running_var += momentum * (var * (count / (count - 1)) - running_var)
+    room = kernels.for_light_work(mean)
+    room.update_running_statistics(running_mean, running_var, mean, var, count, momentum)
 
 
 def check_batch_norm(

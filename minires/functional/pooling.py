@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from minires import kernels
 from minires.device import Array
-from minires.functional.reduction import mean
 from minires.kernels.geometry import Pair, output_size, pair
 from minires.tensor import Tensor
 
@@ -47,7 +46,12 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     """(N, H, W, C) -> (N, C): the mean over all positions."""
     if x.ndim != 4:
         raise ValueError(f"global_avg_pool2d: input has shape {x.shape}, expected (N,H,W,C)")
-    return mean(x, axis=(1, 2))
+    room = kernels.for_light_work(x.data)
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (room.global_avg_pool2d_backward(dy, x.data),)
+
+    return Tensor.from_op(room.global_avg_pool2d(x.data), (x,), backward)
 
 
 def _window(name: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> tuple:

@@ -5,7 +5,9 @@ results. `of(array)` gives the room for an array; the choice is made from the ar
 from what `use(...)` or the environment variable MINIRES_KERNELS asks for:
 
     auto        the fastest room that takes the array (default)
-    reference   plain array expressions, everywhere
+    reference   plain array expressions, everywhere, on the GPU too
+
+On a GPU the precision is chosen here as well: `use_precision("tf32")`.
 
 Reading order: after functional/convolution.py. Next: reference.py.
 """
@@ -15,12 +17,12 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-import numpy as np
-
-from minires.device import Array, module_of
-from minires.kernels import cpu, reference
+from minires.device import Array, device_of
+from minires.kernels import cpu, cuda, reference
+from minires.kernels.cuda import precision as cuda_precision
 
 CHOICES = ("auto", "reference")
+PRECISIONS = cuda_precision.CHOICES
 
 
 def use(choice: str) -> None:
@@ -31,20 +33,49 @@ def use(choice: str) -> None:
     _choice = choice
 
 
-def of(array: Array) -> ModuleType:
-    """The kernel module for `array`: cpu for float32 and uint8 NumPy arrays, reference for all else."""
-    fast = _choice == "auto" and module_of(array) is np and array.dtype in (np.float32, np.uint8)
-    return cpu if fast else reference
+def use_precision(choice: str) -> None:
+    """Compute in `"fp32"` (default), `"tf32"` or `"bf16"` on the GPU; kernels/cuda/precision.py says what they mean.
+
+    Raises `ValueError` for anything else.
+    """
+    cuda_precision.use(choice)
+
+
+def of(array: Array, *others: Array | None) -> ModuleType:
+    """The kernel module for `array`: cpu or cuda, by its device, for float32 and uint8 (cuda: bfloat16 too), reference
+    for all else. `others` are what it will be computed with: `ValueError` if they are on another device."""
+    device = device_of(array)
+    for other in others:
+        if other is not None and device_of(other) != device:
+            raise ValueError(
+                f"arrays on different devices meet: {array.shape} on {device!r}, {other.shape} on "
+                f"{device_of(other)!r}; move the model or its input by .to({device!r})"
+            )
+    if _choice != "auto" or array.dtype.name not in _FAST[device]:
+        return reference
+    return cpu if device == "cpu" else cuda
+
+
+def for_light_work(array: Array, *others: Array | None) -> ModuleType:
+    """The same, for what costs nothing on a CPU (vectors of statistics, the classifier) and is the reference's there.
+
+    On a GPU even that has to be few launches, and such as a CUDA graph can record.
+    """
+    room = of(array, *others)
+    return reference if room is cpu else room
 
 
 def fuses_branches(array: Array) -> bool:
     """Whether the room for `array` computes a whole residual branch as one operation (functional/branch.py)."""
-    return of(array) is cpu
+    return of(array) is not reference
 
 
 def in_use(device: str = "cpu") -> str:
     """The name of the room that float32 arrays on `device` get."""
-    return "cpu" if _choice == "auto" and device == "cpu" else "reference"
+    return device if _choice == "auto" else "reference"
+
+
+_FAST = {"cpu": ("float32", "uint8"), "cuda": ("float32", "uint8", "bfloat16")}
 
 
 _choice = "auto"

@@ -223,6 +223,15 @@ def batch_norm_backward(
     return dx, dweight, dbias, dy if need_dresidual else None
 
 
+def update_running_statistics(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, count: int, momentum: float
+) -> None:
+    """Move both in place towards the statistics of a batch of `count` values; `var` is biased, the running one is
+    not."""
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (count / (count - 1)) - running_var)
+
+
 # Activation, pooling, loss ----------------------------------------------------------------------------------
 
 
@@ -288,6 +297,36 @@ def avg_pool2d_backward(
     for _, _, rows, columns in window_slices(dy.shape[1:3], kernel, stride, (1, 1)):
         dpadded[:, rows, columns] += share
     return dpadded[:, ph : ph + h, pw : pw + w]
+
+
+def global_avg_pool2d(x: Array) -> Array:
+    """(N,H,W,C) -> (N,C): the mean over all positions."""
+    return x.sum(axis=(1, 2)) * (1.0 / (x.shape[1] * x.shape[2]))
+
+
+def global_avg_pool2d_backward(dy: Array, x: Array) -> Array:
+    """dx, like x: every position receives dy (N,C) / (H*W)."""
+    share = dy * (1.0 / (x.shape[1] * x.shape[2]))
+    return module_of(dy).broadcast_to(share[:, None, None], x.shape)
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """x (..., C) @ weight (C, O) + bias (O,)."""
+    y = x @ weight
+    if bias is not None:
+        y += bias
+    return y
+
+
+def linear_backward(
+    dy: Array, x: Array, weight: Array, need_dx: bool, need_dweight: bool
+) -> tuple[Array | None, Array | None, Array]:
+    """dx and dweight, None where not needed, and dbias."""
+    features, outputs = weight.shape
+    dx = dy @ weight.T if need_dx else None
+    dy = dy.reshape(-1, outputs)  # (M, O)
+    dweight = x.reshape(-1, features).T @ dy if need_dweight else None  # (C, M) @ (M, O)
+    return dx, dweight, dy.sum(axis=0)
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:

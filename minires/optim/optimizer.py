@@ -50,6 +50,7 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)} in a group")
             self._check(group)
         self.steps = 0
+        self._schedules: dict[int, Array] = {}  # of each group, on a GPU
         self._flatten()
 
     def _flatten(self) -> None:
@@ -91,6 +92,25 @@ class Optimizer:
 
     def step(self) -> None:
         """Move every parameter that has a gradient, by one update."""
+        self.advance()
+        self.apply()
+
+    def advance(self) -> None:
+        """The first half of a step: count it, and on a GPU tell the device the learning rate and the step.
+
+        A CUDA graph repeats `apply` alone, so what changes from step to step has to be on the device
+        (docs/fast-cuda.md).
+        """
+        self.steps += 1
+        room = kernels.for_light_work(self.flat)
+        if hasattr(room, "make_schedule"):
+            for group in self.groups:
+                betas = group.get("betas", (0.0, 0.0))
+                schedule = self._schedules.get(id(group))
+                self._schedules[id(group)] = room.make_schedule(schedule, self.flat, group["lr"], self.steps, betas)
+
+    def apply(self) -> None:
+        """The second half: the arithmetic."""
         for p, view in zip(self.params, self._views):
             if p.data is not view:
                 raise RuntimeError(
@@ -100,7 +120,6 @@ class Optimizer:
             if p.grad is not None and p.grad is not p.grad_buffer:  # somebody assigned p.grad
                 p.grad_buffer[...] = p.grad
                 p.grad = p.grad_buffer
-        self.steps += 1
         for group, begin, end in self._runs():
             self._update(slice(begin, end), group)
 
@@ -118,6 +137,10 @@ class Optimizer:
                 index += 1
             if end > begin:
                 yield group, begin, end
+
+    def _lr(self, group: dict[str, Any]) -> float | Array:
+        """The learning rate as the kernels take it: a number, or where it is on the device."""
+        return self._schedules.get(id(group), group["lr"])
 
     def _update(self, part: slice, group: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -183,7 +206,7 @@ class SGD(Optimizer):
         # The velocity starts at zero, so that momentum * velocity + g is PyTorch's first step (velocity = g) too.
         kernels.of(self.flat).sgd_update(
             self.flat[part], self.flat_grad[part], self.state["velocity"][part],
-            group["lr"], group["momentum"], group["weight_decay"], group["nesterov"],
+            self._lr(group), group["momentum"], group["weight_decay"], group["nesterov"],
         )  # fmt: skip
 
 
@@ -214,7 +237,7 @@ class Adam(Optimizer):
     def _update(self, part: slice, group: dict[str, Any]) -> None:
         kernels.of(self.flat).adam_update(
             self.flat[part], self.flat_grad[part], self.state["mean"][part], self.state["square"][part],
-            self.steps, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled,
+            self.steps, self._lr(group), *group["betas"], group["eps"], group["weight_decay"], self.decoupled,
         )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ import math
 import textwrap
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minires.functional as F
+from minires import kernels
 from minires.data import Loader
 from minires.device import Array, default_generator, module_of
 from minires.nn import Module, observe
@@ -29,6 +31,7 @@ from minires.optim import Optimizer
 from minires.optim.schedules import Schedule
 from minires.tensor import Tensor, no_grad
 from minires.train import checkpoint
+from minires.train.device_step import DeviceStep
 from minires.train.evaluate import Evaluation, evaluate
 from minires.train.progress import Progress, format_seconds, say
 from minires.train.stop import Stop
@@ -160,6 +163,7 @@ def fit(
     folder: RunFolder | None = None,
     log: Callable[[str], None] = say,
     advice: Callable[[float], str] | None = None,
+    graph: bool | None = None,
 ) -> Evaluation:
     """Train until `epochs` epochs are done in all, or `stop` says so; return the evaluation at the end.
 
@@ -168,6 +172,7 @@ def fit(
     stop      limits of this session; at least one step is done
     folder    where to keep checkpoints and the log, if anywhere
     advice    what to say, given the seconds that an epoch will take, once the first steps have been timed
+    graph     on a GPU, replay the step as a CUDA graph: True, False, or None for wherever that is safe
 
     After each epoch the model is evaluated on `test_batches`, a record added to `training.history`, and a checkpoint
     written. Raises `TrainingError` for a loss that is not finite, `Interrupted` after Ctrl-C or SIGTERM, and
@@ -175,9 +180,10 @@ def fit(
     """
     stop = stop or Stop()
     training.model.train()
+    step = _make_step(training, label_smoothing, graph)
     evaluation = None
     while training.epoch < epochs:
-        _train_epoch(training, train_batches, schedule, epochs, label_smoothing, stop, folder, log, advice)
+        _train_epoch(training, train_batches, schedule, epochs, step, stop, folder, log, advice)
         advice = None  # is given once
         if not stop.interrupted:
             evaluation = _evaluate(training, test_batches, stop)
@@ -212,52 +218,98 @@ def _evaluate(training: Training, batches: Loader, stop: Stop) -> Evaluation:
     return evaluation
 
 
+class HostStep:
+    """A step of training whose result is looked at right away."""
+
+    read_every = 1
+
+    def __init__(self, training: Training, label_smoothing: float):
+        self.training, self.label_smoothing = training, label_smoothing
+        self.pending = 0
+        self._result = (0.0, 0.0)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Around the loop that calls it; here for the sake of DeviceStep."""
+        yield
+
+    def __call__(self, x: Array, y: Array, lr: float) -> None:
+        """One step of training: this is all of it. x (N,H,W,3), y (N,)."""
+        model, optimizer = self.training.model, self.training.optimizer
+        logits = model(Tensor(x))  # (N,K)
+        loss = F.cross_entropy(logits, y, self.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        value = loss.item()
+        if not math.isfinite(value):  # before the step, while the weights still are those that made it
+            raise TrainingError(_explain(self.training.step + 1, value, model, x))
+        optimizer.lr = lr
+        optimizer.step()
+        self._result = value, float((logits.data.argmax(axis=1) == y).sum()) / len(y)
+        self.pending = 1
+
+    def read(self) -> list[tuple[float, float]]:
+        """(loss, accuracy) of the step."""
+        self.pending = 0
+        return [self._result]
+
+
+def _make_step(training: Training, label_smoothing: float, graph: bool | None) -> HostStep | DeviceStep:
+    device = next(training.model.parameters()).device
+    if kernels.in_use(device) == "cuda":
+        return DeviceStep(training.model, training.optimizer, label_smoothing, graph)
+    if graph:
+        raise ValueError(f"graph: CUDA graphs need the CUDA kernels, in use are {kernels.in_use(device)} on {device!r}")
+    return HostStep(training, label_smoothing)
+
+
 def _train_epoch(
     training: Training,
     train_batches: Loader,
     schedule: Schedule,
     epochs: int,
-    label_smoothing: float,
+    step: HostStep | DeviceStep,
     stop: Stop,
     folder: RunFolder | None,
     log: Callable[[str], None],
     advice: Callable[[float], str] | None,
 ) -> None:
     """The batches of the epoch in progress that are still to do; fewer if `stop` says so."""
-    model, optimizer = training.model, training.optimizer
     progress = Progress(f"epoch {training.epoch + 1}/{epochs}", len(train_batches), training.batch, log)
-    times = [time.monotonic()]  # the start, and the end of every step of this session
-    saved = times[0]
-    with progress, warnings.catch_warnings():
+    saved = last = time.monotonic()
+    timed: list[float] = []  # seconds of the first steps of this session
+    sizes: list[int] = []  # images in the steps whose results have not been read
+    with progress, warnings.catch_warnings(), step.active():
         # NumPy's warnings about overflow would come before the check that says in which layer it happened. Not by
         # np.errstate: that is for one thread, and the CPU kernels have several.
         warnings.simplefilter("ignore", RuntimeWarning)
+        remaining = len(train_batches) - training.batch
         for x, y in train_batches.epoch(training.epoch, start=training.batch):
-            # One step of training: this is all of it.
-            logits = model(Tensor(x))  # x (N,H,W,3) -> (N,K)
-            loss = F.cross_entropy(logits, y, label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            value = loss.item()
-            if not math.isfinite(value):  # before the step, while the weights still are those that made it
-                raise TrainingError(_explain(training.step + 1, value, model, x))
-            optimizer.lr = schedule(training.step)
-            optimizer.step()
-
-            accuracy = float((logits.data.argmax(axis=1) == y).mean())
-            times.append(time.monotonic())
-            training.losses.append(value)
-            training.accuracies.append(accuracy)
-            training.epoch_images += len(y)
-            training.epoch_seconds += times[-1] - times[-2]
-            training.seconds += times[-1] - times[-2]
-            progress.update(value, accuracy, len(y))
-            if advice and len(times) == 1 + WARM_UP + MEASURED:
-                log(advice((times[-1] - times[WARM_UP]) / MEASURED * len(train_batches)))
-            if folder and times[-1] - saved > SAVE_SECONDS:
-                folder.save(training)
-                saved = times[-1]
+            step(x, y, schedule(training.step + step.pending))
+            sizes.append(len(y))
+            remaining -= 1
             stop.steps += 1
+            if step.pending < step.read_every and remaining and not stop.reason():
+                continue
+
+            for (value, accuracy), images in zip(step.read(), sizes):
+                if not math.isfinite(value):
+                    raise TrainingError(_explain_late(training.step + 1, value))
+                training.losses.append(value)
+                training.accuracies.append(accuracy)
+                training.epoch_images += images
+                progress.update(value, accuracy, images)
+            now = time.monotonic()
+            timed.append((now - last) / len(sizes))
+            training.epoch_seconds += now - last
+            training.seconds += now - last
+            last = now
+            sizes.clear()
+            if advice and len(timed) == WARM_UP + MEASURED:
+                log(advice(sum(timed[WARM_UP:]) / MEASURED * len(train_batches)))
+            if folder and now - saved > SAVE_SECONDS:
+                folder.save(training)
+                saved = now
             if stop.reason():
                 break
 
@@ -294,6 +346,11 @@ def _explain(step: int, loss: float, model: Module, x: Array) -> str:
         f"step {step}: the loss is {loss}; {first_nonfinite_layer(model, x)}; "
         "a lower learning rate (--lr) is the usual cure"
     )
+
+
+def _explain_late(step: int, loss: float) -> str:
+    """The same for a loss that was read some steps after it was made."""
+    return f"step {step}: the loss is {loss}, and the weights with it; a lower learning rate (--lr) is the usual cure"
 
 
 def first_nonfinite_layer(model: Module, x: Array) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 import minires.kernels
 from minires.data import Dataset
+from minires.kernels.cuda.graph import pools_bytes
 from minires.train.evaluate import Evaluation
 from minires.train.loop import Training
 from minires.train.progress import say
@@ -50,6 +51,7 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, versio
         "minutes": training.seconds / 60,
         "device": parameter.device,
         "kernels": minires.kernels.in_use(parameter.device),
+        "precision": training.settings.get("precision", "fp32"),
         "peak_memory_bytes": peak_memory_bytes(parameter.device),
         "seed": training.settings["seed"],
         "versions": versions,
@@ -67,14 +69,14 @@ def final_line(result: dict[str, Any], dataset: Dataset, folder: Path) -> str:
 
 
 def peak_memory_bytes(device: str) -> int | None:
-    """The most memory this process has held: on the GPU what CuPy's pool took, on the CPU all of it.
+    """The most memory this process has held: on the GPU what the memory pools took, on the CPU all of it.
 
     None on Windows, which does not tell.
     """
     if device == "cuda":
         import cupy
 
-        return cupy.get_default_memory_pool().total_bytes()  # the pool keeps what it once took
+        return cupy.get_default_memory_pool().total_bytes() + pools_bytes()  # pools keep what they once took
     try:
         import resource
     except ImportError:

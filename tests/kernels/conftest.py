@@ -1,9 +1,15 @@
-"""The rooms: every module with kernels, with each array library and dtype it takes. A new room is one line here."""
+"""The rooms: every module with kernels, with each array library and dtype it takes. A new room is one line here.
+
+The library "simulated" is the GPU that is not there: CUDA kernels compiled by g++ (minires/kernels/cuda/simulator).
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +18,7 @@ import pytest
 
 from minires.device import to_device
 from minires.kernels import reference
+from minires.kernels.cuda import simulator
 from minires.testing import with_layout
 
 CONTRACT = [
@@ -26,6 +33,8 @@ ROOMS = [  # kernels, array library, dtype
     ("reference", "cupy", "float64"),
     ("reference", "cupy", "float32"),
     ("cpu", "numpy", "float32"),
+    ("cuda", "simulated", "float32"),
+    ("cuda", "cupy", "float32"),
 ]
 
 
@@ -34,26 +43,42 @@ class Room:
 
     def __init__(self, kernels: str, library: str, dtype: str):
         self.kernels: ModuleType = importlib.import_module(f"minires.kernels.{kernels}")
-        self.xp: ModuleType = importlib.import_module(library)
-        self.dtype = np.dtype(dtype)
+        self.library, self.dtype = library, np.dtype(dtype)
+
+    @contextmanager
+    def active(self) -> Iterator[ModuleType]:
+        """The room's array library; the simulated one exists only in here."""
+        if self.library == "simulated":
+            with simulator.gpu():
+                yield sys.modules["cupy"]
+        else:
+            yield importlib.import_module(self.library)
 
     def array(self, value: Any, layout: str = "contiguous") -> Any:
-        """`value`; if it is an array, one of this room: floats in its dtype."""
+        """`value`; if it is an array, one of this room: floats in its dtype. Call it while the room is active."""
         if not isinstance(value, np.ndarray):
             return value
         value = value.astype(self.dtype) if value.dtype.kind == "f" else value
-        return with_layout(value, layout) if self.xp is np else self.xp.asarray(value)
+        if self.library == "numpy":
+            return with_layout(value, layout)
+        xp = sys.modules["cupy"]
+        if layout in ("transposed", "reversed"):  # what a view on the device can look like
+            axes = tuple(reversed(range(value.ndim)))
+            steps = (slice(None, None, -1 if layout == "reversed" else 1),) * value.ndim
+            return xp.asarray(np.ascontiguousarray(value[steps].transpose(axes))).transpose(*axes)[steps]
+        return xp.asarray(np.ascontiguousarray(value).reshape(value.shape))
 
     def call(self, name: str, *arguments: Any, layout: str = "contiguous", **options: Any) -> Any:
         """The kernel's result as float64 on the host. Arguments must come out unchanged, floats keep their dtype."""
-        given = [self.array(argument, layout) for argument in arguments]
-        before = [np.copy(to_device(a, "cpu")) if hasattr(a, "dtype") else a for a in given]
-        results = getattr(self.kernels, name)(*given, **options)
-        for i, (a, b) in enumerate(zip(given, before)):
-            assert not hasattr(a, "dtype") or (to_device(a, "cpu") == b).all(), f"{name} modified argument {i}"
-        if isinstance(results, tuple):
-            return tuple(self.result(name, r) for r in results)
-        return self.result(name, results)
+        with self.active():
+            given = [self.array(argument, layout) for argument in arguments]
+            before = [np.copy(to_device(a, "cpu")) if hasattr(a, "dtype") else a for a in given]
+            results = getattr(self.kernels, name)(*given, **options)
+            for i, (a, b) in enumerate(zip(given, before)):
+                assert not hasattr(a, "dtype") or (to_device(a, "cpu") == b).all(), f"{name} modified argument {i}"
+            if isinstance(results, tuple):
+                return tuple(self.result(name, r) for r in results)
+            return self.result(name, results)
 
     def result(self, name: str, array: Any) -> np.ndarray | None:
         if array is None:
@@ -79,6 +104,8 @@ class Room:
     ],
 )
 def room(request: pytest.FixtureRequest) -> Room:
+    if request.param[1] == "simulated" and simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
     return Room(*request.param)
 
 

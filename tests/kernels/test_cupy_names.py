@@ -1,8 +1,8 @@
 """Every name and keyword of the array library used in minires exists in CuPy too; checked without a GPU.
 
 The source is searched for what is asked of an array module (`xp.maximum`, `module_of(x).empty`) and of arrays
-(`x.sum(axis=..., keepdims=...)`), and the installed CuPy is asked whether it has that. kernels/cpu is left out: it is
-written for NumPy alone.
+(`x.sum(axis=..., keepdims=...)`), and the installed CuPy is asked whether it has that. kernels/cpu and the simulator
+are left out: they are written for NumPy alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import minires
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
 PACKAGE = Path(minires.__file__).parent
+OTHERS = [PACKAGE / "kernels" / "cpu", PACKAGE / "kernels" / "cuda" / "simulator"]  # for NumPy alone
 
 
 class Use(NamedTuple):
@@ -95,7 +96,7 @@ def problem(use: Use, cupy: Any) -> str | None:
 
 
 def files() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "kernels" / "cpu" not in path.parents]
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if not any(room in path.parents for room in OTHERS)]
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -1,0 +1,79 @@
+// im2col and its transpose: a convolution as one matrix product.
+//
+//     columns[n, i, j, u, v, c] = x[n, i*sh + u*dh - ph, j*sw + v*dw - pw, c], 0 outside the image
+//     x[n, r, s, c] = sum of the columns that im2col would fill from it
+//
+// col2im gathers: each pixel finds the windows that contain it, kh * kw at most. No atomics, always the same order.
+//
+// Launch shape: a thread stays with VECTOR columns (or channels) and walks down the rows. Traffic: im2col writes
+// kh * kw / (sh * sw) times the image, and reads it from memory about once, the rest from the caches; col2im the same back.
+#include "common.cuh"
+
+extern "C" __global__ void __launch_bounds__(256) im2col(
+    const activation* __restrict__ x,  // [n, h, w, c], aligned
+    activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned
+    int n,
+    int h,
+    int w,
+    int c,
+    int ho,
+    int wo,
+    int kh,
+    int kw,
+    int sh,
+    int sw,
+    int ph,
+    int pw,
+    int dh,
+    int dw) {
+    int k = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;  // of a row of columns
+    if (k >= kh * kw * c) return;
+    int channel = k % c, v = k / c % kw, u = k / c / kw;
+    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
+        int j = row % wo, i = row / wo % ho, image = row / (wo * ho);
+        int r = i * sh + u * dh - ph, s = j * sw + v * dw - pw;
+        Lanes value = {};
+        if (r >= 0 && r < h && s >= 0 && s < w) value = load(x + ((size_t)(image * h + r) * w + s) * c + channel);
+        store(columns + (size_t)row * (kh * kw * c) + k, value);
+    }
+}
+
+// dx = col2im(columns), or dx += it.
+extern "C" __global__ void __launch_bounds__(256) col2im(
+    const activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned
+    activation* __restrict__ dx,             // [n, h, w, c], aligned
+    int accumulate,
+    int n,
+    int h,
+    int w,
+    int c,
+    int ho,
+    int wo,
+    int kh,
+    int kw,
+    int sh,
+    int sw,
+    int ph,
+    int pw,
+    int dh,
+    int dw) {
+    int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
+    if (channel >= c) return;
+    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
+        int s = row % w, r = row / w % h, image = row / (w * h);
+        Lanes sum = {};
+        if (accumulate) sum = load(dx + (size_t)row * c + channel);
+        for (int u = 0; u < kh; u++) {
+            int i = r + ph - u * dh;  // i * sh, if it is a multiple
+            if (i < 0 || i % sh || i / sh >= ho) continue;
+            for (int v = 0; v < kw; v++) {
+                int j = s + pw - v * dw;
+                if (j < 0 || j % sw || j / sw >= wo) continue;
+                size_t at = ((size_t)(image * ho + i / sh) * wo + j / sw) * (kh * kw) + u * kw + v;
+                Lanes value = load(columns + at * c + channel);
+                for (int k = 0; k < VECTOR; k++) sum.v[k] += value.v[k];
+            }
+        }
+        store(dx + (size_t)row * c + channel, sum);
+    }
+}

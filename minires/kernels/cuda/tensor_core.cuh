@@ -1,0 +1,147 @@
+// The matrix product inside a block, for convolution.cu and weight_gradient.cu, in three precisions:
+//
+//     PRECISION 0  fp32  plain multiply-adds of float
+//     PRECISION 1  tf32  tensor cores, floats rounded to 10 bits of mantissa
+//     PRECISION 2  bf16  tensor cores, bfloat16
+//
+// All work on 32-bit words: a word is one float, or two bfloat16 that are neighbours along k, the axis which is summed over.
+// In words, the tensor core's instructions mma.m16n8k8 (tf32) and m16n8k16 (bf16) are the same: D (16x8) += A (16x8) B (8x8).
+// A warp holds the matrices in its lanes' registers, with group = lane / 4 and q = lane % 4:
+//
+//     A: a[0] = (group, q), a[1] = (group + 8, q), a[2] = (group, q + 4), a[3] = (group + 8, q + 4)
+//     B: b[0] = (q, group), b[1] = (q + 4, group)
+//     D: d[0..1] = (group, 2q .. 2q + 1), d[2..3] = (group + 8, 2q .. 2q + 1)
+//
+// Source: NVIDIA's PTX ISA, section on matrix multiply-accumulate with mma.
+//
+// A block of 256 threads computes a tile of TILE_M x TILE_N sums, taking STEP words along k at a time. Its 8 warps share the
+// tile in a WARPS_M x WARPS_N grid; a warp has BLOCKS_M x BLOCKS_N of those 16x8 matrices.
+#ifndef TILE_N
+#define TILE_N 64
+#endif
+#define TILE_M 128
+#define STEP 16
+#define THREADS 256
+#if TILE_N == 128
+#define WARPS_N 4
+#elif TILE_N == 64
+#define WARPS_N 2
+#else
+#define WARPS_N 1
+#endif
+#define WARPS_M (8 / WARPS_N)
+#define BLOCKS_M (TILE_M / WARPS_M / 16)
+#define BLOCKS_N (TILE_N / WARPS_N / 8)
+
+#if PRECISION == 2
+#define PER_WORD 2
+#else
+#define PER_WORD 1
+#endif
+
+#ifndef CUDA_ON_CPU
+__device__ float round_to_tf32(float v) {
+    unsigned u;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(v));
+    return __uint_as_float(u);
+}
+#endif
+
+// d += a b, for one 16x8 matrix of the warp.
+__device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef CUDA_ON_CPU
+    emulated_mma(d, a, b, PRECISION == 2);
+#elif PRECISION == 2
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// sums += A B over STEP words of k. a(row, k) and b(k, column) give words out of shared memory, in the tile's coordinates.
+template <class A, class B>
+__device__ __forceinline__ void multiply_tiles(float (&sums)[BLOCKS_M][BLOCKS_N][4], A a, B b) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, q = lane % 4;
+    int row = warp / WARPS_N * (16 * BLOCKS_M) + group, column = warp % WARPS_N * (8 * BLOCKS_N);
+#if PRECISION == 0
+    // The lanes hold the same elements of D as above, and each computes its own.
+#pragma unroll
+    for (int k = 0; k < STEP; k++) {
+        float left[BLOCKS_M][2], right[BLOCKS_N][2];
+#pragma unroll
+        for (int i = 0; i < BLOCKS_M; i++)
+            left[i][0] = __uint_as_float(a(row + 16 * i, k)), left[i][1] = __uint_as_float(a(row + 16 * i + 8, k));
+#pragma unroll
+        for (int j = 0; j < BLOCKS_N; j++)
+            right[j][0] = __uint_as_float(b(k, column + 8 * j + 2 * q)),
+            right[j][1] = __uint_as_float(b(k, column + 8 * j + 2 * q + 1));
+#pragma unroll
+        for (int i = 0; i < BLOCKS_M; i++)
+#pragma unroll
+            for (int j = 0; j < BLOCKS_N; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) sums[i][j][e] += left[i][e / 2] * right[j][e % 2];
+    }
+#else
+#pragma unroll
+    for (int k = 0; k < STEP; k += 8) {
+        unsigned left[BLOCKS_M][4], right[BLOCKS_N][2];
+#pragma unroll
+        for (int i = 0; i < BLOCKS_M; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) left[i][e] = a(row + 16 * i + 8 * (e % 2), k + q + 4 * (e / 2));
+#pragma unroll
+        for (int j = 0; j < BLOCKS_N; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) right[j][e] = b(k + q + 4 * e, column + 8 * j + group);
+#pragma unroll
+        for (int i = 0; i < BLOCKS_M; i++)
+#pragma unroll
+            for (int j = 0; j < BLOCKS_N; j++) multiply_add(sums[i][j], left[i], right[j]);
+    }
+#endif
+}
+
+// write(row, column, first, second) for each pair of neighbouring sums of this thread, in the tile's coordinates.
+template <class Write>
+__device__ __forceinline__ void write_tiles(float (&sums)[BLOCKS_M][BLOCKS_N][4], Write write) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, q = lane % 4;
+    int row = warp / WARPS_N * (16 * BLOCKS_M) + group, column = warp % WARPS_N * (8 * BLOCKS_N) + 2 * q;
+#pragma unroll
+    for (int i = 0; i < BLOCKS_M; i++)
+#pragma unroll
+        for (int j = 0; j < BLOCKS_N; j++) {
+            write(row + 16 * i, column + 8 * j, sums[i][j][0], sums[i][j][1]);
+            write(row + 16 * i + 8, column + 8 * j, sums[i][j][2], sums[i][j][3]);
+        }
+}
+
+__device__ __forceinline__ unsigned rounded_word(float v) {
+#if PRECISION == 1
+    v = round_to_tf32(v);
+#endif
+    return __float_as_uint(v);
+}
+
+// Four words from 16 bytes that lie along k: four floats, or eight bfloat16. Zeros for a null pointer.
+__device__ __forceinline__ uint4 words_along_k(const float* p) {
+    if (!p) return make_uint4(0, 0, 0, 0);
+    float4 f = *(const float4*)p;
+    return make_uint4(rounded_word(f.x), rounded_word(f.y), rounded_word(f.z), rounded_word(f.w));
+}
+__device__ __forceinline__ uint4 words_along_k(const bfloat16* p) {
+    return p ? *(const uint4*)p : make_uint4(0, 0, 0, 0);
+}
+
+// Four words that lie across k, one for each of four neighbouring columns: floats of row k, or pairs of bfloat16 of the rows
+// 2k (`even`) and 2k + 1 (`odd`). Zeros where a pointer is null.
+__device__ __forceinline__ uint4 words_across_k(const float* even, const float*) { return words_along_k(even); }
+__device__ __forceinline__ uint4 words_across_k(const bfloat16* even, const bfloat16* odd) {
+    uint2 e = even ? *(const uint2*)even : make_uint2(0, 0), o = odd ? *(const uint2*)odd : make_uint2(0, 0);
+    return make_uint4((e.x & 0xffffu) | o.x << 16, e.x >> 16 | (o.x & 0xffff0000u), (e.y & 0xffffu) | o.y << 16,
+                      e.y >> 16 | (o.y & 0xffff0000u));
+}

@@ -1,0 +1,113 @@
+// The weight's gradient of a convolution without columns: an implicit matrix product, split along the sum.
+//
+//     dweight[u, v, c, o] = sum over m = (n, i, j) of x[n, i*sh + u*dh - ph, j*sw + v*dw - pw, c] * dy[m, o]
+//
+// That is columnsᵀ (K, M) @ dy (M, O), K = kh*kw*c: a small result, 576 x 64 for 64 channels, of sums that are long, 524,288
+// positions for a batch of 512 at 32x32. A tile for each block would leave most of the GPU idle, so the positions are cut
+// into parts; each block sums up one part of one tile, and `sum_parts` adds the parts, in order: no atomics.
+//
+// Launch shape: block of 256 threads, grid (K / 128, O / TILE_N, parts). Traffic: x for each of the kh*kw taps and dy for each
+// row of tiles, mostly out of the caches; partials written and read once.
+//
+// Needs c and o to be multiples of 4.
+#include "common.cuh"
+#include "tensor_core.cuh"
+
+#define POSITIONS (STEP * PER_WORD)                            // that a step takes
+#define B_LOADS ((STEP * TILE_N / 4 + THREADS - 1) / THREADS)  // pieces of four columns of dy that a thread fetches a step
+
+extern "C" __global__ void __launch_bounds__(256) weight_gradient(
+    const activation* __restrict__ x,   // [n, h, w, c], aligned to 8
+    const activation* __restrict__ dy,  // [n, ho, wo, o], aligned to 8
+    float* __restrict__ partials,       // [parts, kh, kw, c, o]
+    int parts,
+    int positions_per_part,
+    int n,
+    int h,
+    int w,
+    int c,
+    int o,
+    int ho,
+    int wo,
+    int kh,
+    int kw,
+    int sh,
+    int sw,
+    int ph,
+    int pw,
+    int dh,
+    int dw) {
+    // Both factors lie across k here (neighbours in memory are neighbours along the tile), so both have k as their rows.
+    __shared__ __align__(16) unsigned A[2][STEP][TILE_M + 8];
+    __shared__ __align__(16) unsigned B[2][STEP][TILE_N + 8];
+    __shared__ int image[2][POSITIONS], top[2][POSITIONS], left[2][POSITIONS];  // where each position's window begins
+    int t = threadIdx.x, k0 = blockIdx.x * TILE_M, o0 = blockIdx.y * TILE_N;
+    int begin = blockIdx.z * positions_per_part, end = min(n * ho * wo, begin + positions_per_part);
+
+    // This thread always fetches the same four rows (u, v, channel ...) of A, for words t / 32 and t / 32 + 8.
+    int k = k0 + t % 32 * 4, channel = k % c, v = k / c % kw, u = k / c / kw;
+    bool row_exists = k < kh * kw * c;
+
+    auto locate = [&](int step) {  // two divisions a position, once for the block instead of once for each thread
+        if (t >= POSITIONS) return;
+        int m = begin + step * POSITIONS + t, j = m % wo, i = m / wo % ho;
+        image[step % 2][t] = m < end ? m / (wo * ho) : -1;
+        top[step % 2][t] = i * sh - ph, left[step % 2][t] = j * sw - pw;
+    };
+    auto input = [&](int step, int position) -> const activation* {
+        int which = image[step % 2][position];
+        int r = top[step % 2][position] + u * dh, s = left[step % 2][position] + v * dw;
+        bool inside = row_exists && which >= 0 && r >= 0 && r < h && s >= 0 && s < w;
+        return inside ? x + (((size_t)which * h + r) * w + s) * c + channel : nullptr;
+    };
+    uint4 a_words[2], b_words[B_LOADS];
+    auto fetch = [&](int step) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int position = (t / 32 + 8 * i) * PER_WORD;
+            a_words[i] = words_across_k(input(step, position), PER_WORD == 2 ? input(step, position + 1) : nullptr);
+        }
+#pragma unroll
+        for (int i = 0; i < B_LOADS; i++) {
+            int piece = t + i * THREADS, word = piece / (TILE_N / 4), column = o0 + piece % (TILE_N / 4) * 4;
+            int m = begin + step * POSITIONS + word * PER_WORD;
+            const activation* p = dy + (size_t)m * o + column;
+            bool inside = word < STEP && column < o;
+            b_words[i] = words_across_k(inside && m < end ? p : (const activation*)nullptr,
+                                        inside && m + 1 < end ? p + o : (const activation*)nullptr);
+        }
+    };
+    auto keep = [&](int buffer) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) *(uint4*)&A[buffer][t / 32 + 8 * i][t % 32 * 4] = a_words[i];
+#pragma unroll
+        for (int i = 0; i < B_LOADS; i++) {
+            int piece = t + i * THREADS, word = piece / (TILE_N / 4);
+            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = b_words[i];
+        }
+    };
+
+    float sums[BLOCKS_M][BLOCKS_N][4] = {};
+    int steps = (end - begin + POSITIONS - 1) / POSITIONS;
+    locate(0);
+    locate(1);
+    __syncthreads();
+    fetch(0);
+    keep(0);
+    __syncthreads();
+    for (int step = 0; step < steps; step++) {
+        if (step + 1 < steps) fetch(step + 1);
+        int buffer = step % 2;
+        multiply_tiles(sums, [&](int r, int k) { return A[buffer][k][r]; }, [&](int k, int s) { return B[buffer][k][s]; });
+        if (step + 1 < steps) keep(1 - buffer);
+        if (step + 2 < steps) locate(step + 2);  // into the half that fetch(step) has read, a barrier ago
+        __syncthreads();
+    }
+
+    float* out = partials + (size_t)blockIdx.z * kh * kw * c * o;
+    write_tiles(sums, [&](int r, int s, float first, float second) {
+        int row = k0 + r, column = o0 + s;
+        if (row >= kh * kw * c || column >= o) return;
+        out[(size_t)row * o + column] = first, out[(size_t)row * o + column + 1] = second;
+    });
+}

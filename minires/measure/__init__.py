@@ -1,0 +1,7 @@
+"""Measuring: what a step must cost (roofline.py), and what it does cost on a GPU (stages.py).
+
+`python -m minires.kernels.cuda.check` runs the stages one after the other; `python -m minires.measure.roofline` prints
+the table of floors. Nothing else imports this package.
+
+Reading order: any time after train/.
+"""

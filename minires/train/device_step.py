@@ -1,0 +1,126 @@
+"""A training step on a GPU: like the one in loop.py, but without ever waiting for the device.
+
+Looking at a loss stops the GPU until Python goes on. So the losses stay there, and are read many at a time (`read`);
+and after the first steps the whole step is recorded as a CUDA graph (kernels/cuda/graph.py) and replayed.
+
+Reading order: after loop.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import minires.functional as F
+from minires import nn
+from minires.device import Array, module_of
+from minires.kernels import cuda
+from minires.kernels.cuda.graph import Recorder
+from minires.nn import Module
+from minires.optim import Optimizer
+from minires.tensor import Tensor
+from minires.train.memory import OutOfMemory, explain
+
+READ_EVERY = 50  # steps between two looks at the losses
+WARM_UP = 2  # steps that are run before one is recorded
+
+
+def unsafe(model: Module) -> str | None:
+    """Why a step of `model` must not be recorded, in words, or None."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return "dropout draws its mask on the host, and a graph would use the same one again and again"
+    return None
+
+
+class DeviceStep:
+    """A step of training by the CUDA kernels. `with step.active():` around the loop that calls it.
+
+    graph  record the step and replay it: True, False, or None for wherever that is safe
+    Raises `ValueError` for graph=True where it is not.
+    """
+
+    read_every = READ_EVERY
+
+    def __init__(self, model: Module, optimizer: Optimizer, label_smoothing: float, graph: bool | None = None):
+        reason = unsafe(model)
+        if graph and reason:
+            raise ValueError(f"graph: the step cannot be recorded, {reason}")
+        self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
+        self.graph = not reason if graph is None else graph
+        self.pending = 0  # steps whose results have not been read
+        self._norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._recorder = Recorder()
+        self._results = module_of(optimizer.flat).empty((READ_EVERY, 2), dtype="float32")
+        self._done = 0
+        self._x: Array | None = None  # the graph's own input, and its labels
+        self._y: Array | None = None
+        self._loss: Array | None = None
+        self._logits: Array | None = None
+        self._outputs: tuple[Array | None, Array | None] = None, None  # the loss and logits that the graph writes
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the GPU works on this step's stream, which waits for what was begun before, and is waited for
+        after."""
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+        cupy.get_default_memory_pool().free_all_blocks()  # an evaluation leaves memory that the graph's pool may need
+        with self._recorder.stream:
+            yield
+            self._recorder.stream.synchronize()
+
+    def __call__(self, x: Array, y: Array, lr: float) -> None:
+        """One step on the batch x (N,H,W,C), y (N,), at learning rate `lr`. At most READ_EVERY of them between two
+        `read`.
+
+        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits, and `RuntimeError`
+        for one step too many.
+        """
+        if self.pending == READ_EVERY:
+            raise RuntimeError(f"{READ_EVERY} results are waiting to be read, and there is room for no more")
+        self.optimizer.lr = lr
+        self.optimizer.advance()
+        try:
+            if not self.graph or (self._x is not None and self._x.shape != x.shape):
+                self._run(x, y)
+            else:
+                self._run_recorded(x, y)
+        except MemoryError as error:
+            raise OutOfMemory(explain(self.model, x.shape, len(self.optimizer.slots))) from error
+        cuda.record_step(self._loss, self._logits, y, self._results, self.pending)
+        self.pending += 1
+        self._done += 1
+
+    def _run(self, x: Array, y: Array) -> None:
+        """The step itself, but for what `optimizer.advance` does."""
+        logits = self.model(Tensor(x))
+        loss = F.cross_entropy(logits, y, self.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.apply()
+        self._loss, self._logits = loss.data, logits.data
+
+    def _run_recorded(self, x: Array, y: Array) -> None:
+        if self._x is None:
+            self._x, self._y = module_of(x).empty(x.shape, dtype=x.dtype), module_of(y).empty(y.shape, dtype=y.dtype)
+        self._x[...], self._y[...] = x, y
+        if self._done < WARM_UP:
+            with self._recorder.memory():
+                self._run(self._x, self._y)
+            return
+        if not self._recorder.recorded:
+            self._loss = self._logits = None  # their memory is part of what the recording needs
+            self._recorder.record(lambda: self._run(self._x, self._y))
+            self._outputs = self._loss, self._logits
+        else:  # in the recording, Python has counted; in a replay it does not run
+            for norm in self._norms:
+                norm.num_batches_tracked += 1
+        self._recorder.replay()
+        self._loss, self._logits = self._outputs
+
+    def read(self) -> list[tuple[float, float]]:
+        """(loss, accuracy) of every step since the last `read`, in order. Waits for the GPU."""
+        results = self._results.get()[: self.pending].tolist()
+        self.pending = 0
+        return [(loss, accuracy) for loss, accuracy in results]

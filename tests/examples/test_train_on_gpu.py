@@ -1,0 +1,105 @@
+"""The main job on a GPU, simulated where there is none: flags, graph, files, resuming."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from minires import data, kernels
+from minires.kernels.cuda import simulator
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A data folder in which Shapes-10 has been drawn: once, for all tests."""
+    path = tmp_path_factory.mktemp("data")
+    data.shapes10(path)
+    return path
+
+
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
+def run(request, data_dir, tmp_path_factory, monkeypatch, capsys):
+    """Run the script in this process, in an empty folder: (exit status, stdout, stderr)."""
+    if request.param == "simulated" and simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
+    monkeypatch.chdir(tmp_path_factory.mktemp("gpu"))
+    small = [
+        "--data",
+        "shapes",
+        "--data-dir",
+        str(data_dir),
+        "--train-size",
+        "12",
+        "--batch-size",
+        "2",
+        "--test-size",
+        "2",
+        "--image-size",
+        "8",
+    ]
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_cifar.py", "--device", "cuda", *small, *arguments])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return exit.value.code, *capsys.readouterr()
+
+    with simulator.gpu() if request.param == "simulated" else nullcontext():
+        yield run
+    kernels.use("auto")
+    kernels.use_precision("fp32")
+
+
+def results(path):
+    return json.loads((Path(path) / "results.json").read_text())
+
+
+def test_a_run_and_its_continuation(run):
+    """tf32 and a graph are the defaults; a resumed run goes on where the first one stopped."""
+    status, out, err = run("--steps", "5", "--out", "runs/a")
+    assert status == 0, err
+    assert "on cuda with cuda kernels in tf32" in out
+    found = results("runs/a")
+    assert (found["device"], found["kernels"], found["precision"], found["steps"]) == ("cuda", "cuda", "tf32", 5)
+    assert found["peak_memory_bytes"] > 1 << 20
+    status, out, err = run("--steps", "2", "--resume", "runs/a")
+    assert status == 0, err
+    assert "resuming after step 5" in out
+    assert results("runs/a")["steps"] == 7
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precisions_and_no_graph(run, precision):
+    if precision == "bf16":
+        pytest.importorskip("ml_dtypes")
+    status, _, err = run("--steps", "2", "--precision", precision, "--no-graph", "--out", "runs/b")
+    assert status == 0, err
+    assert results("runs/b")["precision"] == precision
+
+
+def test_the_reference_kernels_run_there_too(run):
+    status, _, err = run("--steps", "1", "--kernels", "reference", "--out", "runs/c")
+    assert status == 0, err
+    assert (results("runs/c")["kernels"], results("runs/c")["precision"]) == ("reference", "fp32")
+    status, _, err = run("--steps", "1", "--kernels", "reference", "--graph")
+    assert status == 2
+    assert "argument --graph: is for the CUDA kernels" in err
+
+
+def test_out_of_memory_is_one_line(run, monkeypatch):
+    if "cupy" not in sys.modules or not hasattr(sys.modules["cupy"], "_gpu"):
+        pytest.skip("only the simulated GPU's memory can be made small")
+    gpu = sys.modules["cupy"]._gpu
+    monkeypatch.setattr(gpu, "memory_bytes", 44 << 20)
+    status, _, err = run("--steps", "1", "--batch-size", "12", "--image-size", "32", "--depth", "20")
+    assert status == 1
+    assert "out of memory: a step of 12 images of 32x32 needs about" in err
+    assert "the largest batch that fits is about" in err
+    assert err.count("\n") == 1
