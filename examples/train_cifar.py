@@ -13,8 +13,8 @@ Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bound
 gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
 is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
 
-On a GPU the CUDA kernels compute, in tf32 unless --precision says otherwise, and the training step is replayed as a CUDA
-graph (--no-graph: launched kernel by kernel); docs/fast-cuda.md explains both. results.json says what was used.
+On a GPU the CUDA kernels compute, in tf32 unless --precision says otherwise, and the training step is replayed as a
+CUDA graph (--no-graph: launched kernel by kernel); docs/fast-cuda.md explains both. results.json says what was used.
 
 Measured: --depth 20 --data cifar10 --epochs 5, seed 0, on the CIFAR-10 (JPEG) images, which are harder than the
 official ones: test accuracy 80.03 % after the last epoch, 10.7 minutes on a CPU with 2 cores (430 images/s).
