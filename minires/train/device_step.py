@@ -86,8 +86,13 @@ class DeviceStep:
                 self._run(x, y)
             else:
                 self._run_recorded(x, y)
-        except MemoryError as error:
-            raise OutOfMemory(explain(self.model, x.shape, len(self.optimizer.slots))) from error
+        except MemoryError:
+            failed = True  # no more here: the traceback keeps the arrays of the step alive
+        else:
+            failed = False
+        if failed:
+            self._recorder.free_unused()
+            raise OutOfMemory(explain(self.model, x.shape, len(self.optimizer.slots)))
         cuda.record_step(self._loss, self._logits, y, self._results, self.pending)
         self.pending += 1
         self._done += 1

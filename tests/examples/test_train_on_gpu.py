@@ -93,13 +93,15 @@ def test_the_reference_kernels_run_there_too(run):
     assert "argument --graph: is for the CUDA kernels" in err
 
 
-def test_out_of_memory_is_one_line(run, monkeypatch):
+@pytest.mark.parametrize("megabytes", [42, 44, 46, 48, 50])
+def test_out_of_memory_is_one_line(run, monkeypatch, megabytes):
+    """Wherever in the step it happens, the first recorded one included."""
     if "cupy" not in sys.modules or not hasattr(sys.modules["cupy"], "_gpu"):
         pytest.skip("only the simulated GPU's memory can be made small")
     gpu = sys.modules["cupy"]._gpu
-    monkeypatch.setattr(gpu, "memory_bytes", 44 << 20)
-    status, _, err = run("--steps", "1", "--batch-size", "12", "--image-size", "32", "--depth", "20")
-    assert status == 1
+    monkeypatch.setattr(gpu, "memory_bytes", megabytes << 20)
+    status, out, err = run("--steps", "1", "--batch-size", "12", "--image-size", "32", "--depth", "20")
+    assert status == 1, out
     assert "out of memory: a step of 12 images of 32x32 needs about" in err
     assert "the largest batch that fits is about" in err
     assert err.count("\n") == 1

@@ -54,6 +54,14 @@ class Recorder:
         with cupy.cuda.using_allocator(self.pool.malloc):
             yield
 
+    def free_unused(self) -> None:
+        """Give what no array lies in back to the device, from this pool and from CuPy's default one."""
+        import cupy
+
+        self.stream.synchronize()
+        self.pool.free_all_blocks()
+        cupy.get_default_memory_pool().free_all_blocks()
+
     def record(self, function: Callable[[], None]) -> None:
         """Note down what `function` launches; it does not run. The stream must be the current one.
 
