@@ -116,9 +116,14 @@ class Process:
     """A library at work in a process of its own, which makes a step whenever it is asked to."""
 
     def __init__(self, library: str, case: tuple, work: str):
+        from minires.kernels.cpu import workers
+
         begin = time.perf_counter()
         command = [sys.executable, __file__, "--one", library, *map(str, case), work]
-        self.process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        environment = {**os.environ, "MINIRES_THREADS": str(workers.count)}
+        self.process = subprocess.Popen(
+            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
         self.version = self._read()["version"]
         self.start = time.perf_counter() - begin
 
@@ -188,8 +193,7 @@ def torch_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], s
     import torch
     import torch_networks
 
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(int(os.environ["MINIRES_THREADS"]))
     model = torch_networks.build(depth, stem).to(memory_format=torch.channels_last)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels last in memory
     y = torch.from_numpy(labels)

@@ -12,8 +12,6 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 
-import numpy as np
-
 from minires import nn
 
 
@@ -21,8 +19,7 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference, in evaluation mode, with every batch norm folded into its convolution.
 
     A batch norm belongs to the convolution that directly precedes it among a module's attributes (conv1, bn1, conv2,
-    bn2, ...). Outputs equal those of `model.eval()` up to rounding. The convolutions' weights are read-only, so that
-    kernels may prepare them once. Raises `ValueError` if there is nothing to fold.
+    bn2, ...). Outputs equal those of `model.eval()` up to rounding. Raises `ValueError` if there is nothing to fold.
     """
     folded = copy.deepcopy(model).eval()
     pairs = []
@@ -35,10 +32,7 @@ def fold(model: nn.Module) -> nn.Module:
         raise ValueError(f"fold: {type(model).__name__} has no batch norm right behind a convolution")
     for module, name, conv, norm in pairs:
         scale, shift = norm.scale_and_shift()  # (O,)
-        conv.weight.data = conv.weight.data * scale  # (kh,kw,C,O) * (O,), an array of its own
-        conv.weight.requires_grad = False
-        if isinstance(conv.weight.data, np.ndarray):
-            conv.weight.data.flags.writeable = False
+        conv.weight.data = conv.weight.data * scale  # (kh,kw,C,O) * (O,)
         conv.bias = nn.Parameter(shift if conv.bias is None else conv.bias.data * scale + shift)
         setattr(module, name, nn.FoldedBatchNorm2d())
     return folded

@@ -59,6 +59,9 @@ class Moments:
     @staticmethod
     def merged(parts: list[Moments], channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and biased variance per channel, (C,) in float32, of all that was added to any of `parts`."""
+        parts = [part for part in parts if part.count]
+        if not parts:  # an empty batch
+            return np.full((2, channels), np.nan, np.float32)
         means = [part.shift + part.sum / part.count for part in parts]  # (R*C,) each, in float64
         r = means[0].size // channels
         count = r * sum(part.count for part in parts)
@@ -123,8 +126,8 @@ def scale_and_shift(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Batch norm as x * scale + shift, both (R*C,), computed in float64. The shift is never -0.0 (mask_gradient)."""
     scale = weight / np.sqrt(var.astype(np.float64) + eps)
-    shift = bias - mean * scale + 0.0
-    return np.tile(scale.astype(np.float32), r), np.tile(shift.astype(np.float32), r)
+    shift = (bias - mean * scale).astype(np.float32) + np.float32(0)
+    return np.tile(scale.astype(np.float32), r), np.tile(shift, r)
 
 
 def batch_norm_backward(

@@ -63,7 +63,7 @@ def branch(
     x: np.ndarray, layers: Sequence[Layer], residual: np.ndarray | None, relu: bool
 ) -> tuple[np.ndarray, list[Saved]]:
     """[relu](bn(conv(... relu(bn(conv(x))) ...)) [+ residual]) in training mode, and what backward needs."""
-    load = convolution.plain(x)
+    load = convolution.plain(np.ascontiguousarray(x))
     shape, saved = x.shape, []
     for layer in layers:
         y = np.empty((shape[0], *output_size(shape, *layer.geometry), layer.weight.shape[3]), np.float32)
@@ -84,6 +84,7 @@ def evaluate_branch(
 
     layers  (weight, geometry, scale, shift) of each; scale is None where it is folded into the weight already
     """
+    x = np.ascontiguousarray(x)
     for i, (weight, geometry, scale, shift) in enumerate(layers):
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
@@ -125,7 +126,7 @@ def branch_backward(
             load_x, dx = _normalised(layers[len(saved) - 1], before), np.empty(shape, np.float32)
             new_finish = partial(_MaskAndSums, dx, before)
         else:
-            shape, load_x = x.shape, convolution.plain(x)
+            shape, load_x = x.shape, convolution.plain(np.ascontiguousarray(x))
             dx = np.empty(shape, np.float32) if need_dx else None
             new_finish = partial(_add, dx, dresidual) if need_dx and add_residual else None
         dweight = dweights[len(saved)]

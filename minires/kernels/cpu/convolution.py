@@ -167,7 +167,8 @@ def backward(
     # One sum for each worker, by where its part begins. Made here and not in scratch memory, because a worker may turn
     # to another caller's task before this one has read the sum. Its first chunk sets it; without images there is none.
     new = np.empty if x_shape[0] else np.zeros
-    totals = {begin: new(total_shape, np.float32) for begin, _ in split(x_shape[0]) if dweight is not None}
+    parts = split(x_shape[0])
+    totals = {begin: new(total_shape, np.float32) for begin, _ in parts if dweight is not None}
 
     def part(begin: int, end: int) -> Callable | None:
         finish = new_finish() if new_finish else None
@@ -177,7 +178,7 @@ def backward(
                 finish(a, b)
         return finish
 
-    finished = parallel(part, x_shape[0])
+    finished = parallel(part, x_shape[0], parts=parts)
     if dweight is not None:
         store_dweight(list(totals.values()), dweight)
     return finished

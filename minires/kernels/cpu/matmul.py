@@ -18,7 +18,6 @@ Reading order: after workers.py. Next: convolution.py.
 from __future__ import annotations
 
 import math
-import weakref
 from functools import lru_cache
 
 import numpy as np
@@ -51,18 +50,13 @@ def panel_width(k: int, outputs: int) -> int:
 def panels(weight: np.ndarray, width: int, scale: np.ndarray | None = None) -> np.ndarray:
     """(..., I, O) -> (O/width, K, width), K being the product of all axes but the last.
 
-    The result is a view where no copy is needed. scale (I,), if any, is multiplied in. The panels of a read-only array
-    that owns its memory (a weight that mr.fold has made) are kept as long as the array.
+    The result is a view where no copy is needed. scale (I,), if any, is multiplied in.
     """
-    key = id(weight), width
-    if scale is None and key in _kept:
-        return _kept[key]
     *leading, outputs = weight.shape
     source = np.moveaxis(weight.reshape(*leading, -1, width), -2, 0)  # (O/width, ..., I, width), a view
-    shape = (outputs // width, math.prod(leading), width)
     rows_are_close = weight.flags.c_contiguous and outputs <= CLOSE
     if scale is None and (rows_are_close or source.flags.c_contiguous):
-        return source.reshape(shape)
+        return source.reshape(-1, math.prod(leading), width)
     laid_out = np.empty(source.shape, np.float32)
 
     def part(a: int, b: int) -> None:
@@ -72,13 +66,7 @@ def panels(weight: np.ndarray, width: int, scale: np.ndarray | None = None) -> n
             np.multiply(source[a:b], scale[:, None], out=laid_out[a:b])
 
     parallel(part, outputs // width, weight.nbytes)
-    if scale is None and weight.base is None and not weight.flags.writeable:
-        _kept[key] = laid_out.reshape(shape)
-        weakref.finalize(weight, _kept.pop, key)
-    return laid_out.reshape(shape)
-
-
-_kept: dict[tuple[int, int], np.ndarray] = {}
+    return laid_out.reshape(-1, math.prod(leading), width)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

@@ -4,7 +4,7 @@ NumPy releases Python's global lock while it computes, so plain Python threads r
 A kernel splits its batch into one part for each worker and gives each part, start to end, to one thread;
 BLAS is held to one thread meanwhile, since its own threads would compete for the same cores. Matrix products
 gain nothing from this, but all the rest (im2col, batch norm, ReLU) becomes parallel too: a ResNet-18 training
-step of one worker takes 2626 ms, of two 1579 (docs/fast-cpu.md).
+step of one worker takes 2503 ms, of two 1323 (docs/fast-cpu.md).
 
 Two rules make it work. Calls of less than 20 microseconds do not scale, because each holds the lock to start:
 so few, large calls. And an array of more than a megabyte has left the cache before the next operation reads it:
@@ -71,13 +71,10 @@ count = _configured_count()  # how many workers share the work, the calling thre
 
 def set_count(workers: int) -> None:
     """Use `workers` threads from now on. Results are bit-identical from run to run for the same count only."""
-    global count, _team
+    global count
     if workers < 1:
         raise ValueError(f"workers: got {workers}, expected at least 1")
-    with _team_in_use:
-        count, old, _team = workers, _team, []
-    for worker in old:
-        worker.inbox.put(None)
+    count = workers
 
 
 def split(n: int) -> list[tuple[int, int]]:
@@ -89,58 +86,98 @@ def split(n: int) -> list[tuple[int, int]]:
 SMALL_BYTES = 1 << 20  # one core copies this in the time it takes to wake another and to wait for it, 0.1 ms
 
 
-def parallel(task: Callable[[int, int], Result], n: int, nbytes: int | None = None) -> list[Result]:
+def parallel(
+    task: Callable[[int, int], Result],
+    n: int,
+    nbytes: int | None = None,
+    parts: list[tuple[int, int]] | None = None,
+) -> list[Result]:
     """[task(begin, end) for each part of range(n)], the parts computed at the same time.
 
     nbytes   how much memory the task goes through, if it may be too little to be worth splitting
+    parts    of range(n), if the caller has them from `split` already
 
     The results come in the order of the parts, whichever is finished first, so that sums over them are
     reproducible. An exception in any part is raised here, once no part is running any more: nobody still
-    writes into the caller's arrays. While the workers are busy (with another user thread's task, or because a task
-    itself calls a kernel) the caller computes all parts, one after the other: nobody waits for a worker who waits.
+    writes into the caller's arrays; so is Ctrl-C. While the workers are busy (with another user thread's task, or
+    because a task itself calls a kernel) the caller computes all parts: nobody waits for a worker who waits.
     """
-    parts = [(0, n)] if nbytes is not None and nbytes < SMALL_BYTES else split(n)
+    if parts is None:
+        parts = [(0, n)] if nbytes is not None and nbytes < SMALL_BYTES else split(n)
     with _blas.limited():
-        if len(parts) == 1 or not _team_in_use.acquire(blocking=False):
-            return [task(*part) for part in parts]
+        if len(parts) == 1:
+            return [task(*parts[0])]
+        have_team = False
         try:
-            while len(_team) < count - 1:
+            have_team = _team_in_use.acquire(blocking=False)
+            if not have_team:
+                return [task(*part) for part in parts]
+            while len(_team) < len(parts) - 1:
                 _team.append(_Worker())
-            outboxes = [worker.start(task, part) for worker, part in zip(_team, parts[1:])]
-            try:
-                first = task(*parts[0])
-            finally:
-                outcomes = [outbox.get() for outbox in outboxes]  # also when Ctrl-C arrives in this thread's part
+            return _share(task, parts)
         finally:
-            _team_in_use.release()
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return [first, *(result for result, _ in outcomes)]
+            if have_team:
+                _team_in_use.release()
+
+
+def _share(task: Callable[[int, int], Result], parts: list[tuple[int, int]]) -> list[Result]:
+    """The first part is computed here, each of the others by one of the team."""
+    jobs: list[_Job] = []
+    interruption = None
+    try:
+        for worker, part in zip(_team, parts[1:]):
+            jobs.append(_Job(task, part))
+            worker.inbox.put(jobs[-1])
+        first = task(*parts[0])
+    finally:
+        for job in jobs:
+            while not job.done:
+                try:
+                    job.finished.acquire()
+                except KeyboardInterrupt as error:  # only once all parts have ended
+                    interruption = error
+    errors = [error for error in (interruption, *(job.error for job in jobs)) if error is not None]
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            for job in jobs:
+                job.error = None  # its traceback holds this frame: a circle that would keep the arrays alive
+            del errors, interruption
+    return [first, *(job.result for job in jobs)]
+
+
+class _Job:
+    """A part of a task on its way through a worker."""
+
+    def __init__(self, task: Callable[[int, int], Any], part: tuple[int, int]) -> None:
+        self.task, self.part = task, part
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.finished = threading.Lock()  # free once the job is done
+        self.finished.acquire()
+
+    def run(self) -> None:
+        """Compute, and say so."""
+        try:
+            self.result = self.task(*self.part)
+        except BaseException as error:  # whatever it is, the caller gets it
+            self.error = error
+        self.done = True
+        self.finished.release()
 
 
 class _Worker:
-    """A thread that computes what is put into its inbox, until that is None."""
+    """A thread that runs what is put into its inbox."""
 
     def __init__(self) -> None:
         self.inbox: SimpleQueue = SimpleQueue()
         threading.Thread(target=self._run, name="minires worker", daemon=True).start()
 
-    def start(self, task: Callable[[int, int], Result], part: tuple[int, int]) -> SimpleQueue:
-        """Have task(*part) computed; (result, error) will come through the queue returned."""
-        outbox: SimpleQueue = SimpleQueue()  # one for each task: an abandoned one cannot be taken for the next
-        self.inbox.put((task, part, outbox))
-        return outbox
-
     def _run(self) -> None:
-        while (job := self.inbox.get()) is not None:
-            task, part, outbox = job
-            try:
-                outcome = task(*part), None
-            except BaseException as error:  # whatever it is, the caller gets it
-                outcome = None, error
-            outbox.put(outcome)
-            del job, task, outbox, outcome  # arrays must not live on in an idle thread
+        while True:
+            self.inbox.get().run()
 
 
 class _OneBlasThread:
@@ -153,22 +190,25 @@ class _OneBlasThread:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        with self.lock:
-            if self.libraries is None:
-                self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-            if self.users == 0:
-                self.threads = [library.num_threads for library in self.libraries]
-                for library in self.libraries:
-                    library.set_num_threads(1)
-            self.users += 1
+        entered = False
         try:
+            with self.lock:
+                if self.libraries is None:
+                    self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                if self.users == 0:
+                    self.threads = [library.num_threads for library in self.libraries]
+                    for library in self.libraries:
+                        library.set_num_threads(1)
+                self.users += 1
+                entered = True
             yield
         finally:
-            with self.lock:
-                self.users -= 1
-                if self.users == 0:
-                    for library, threads in zip(self.libraries, self.threads):
-                        library.set_num_threads(threads)
+            if entered:
+                with self.lock:
+                    self.users -= 1
+                    if self.users == 0:
+                        for library, threads in zip(self.libraries, self.threads):
+                            library.set_num_threads(threads)
 
 
 _team: list[_Worker] = []  # the workers beside the calling thread

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import minires as mr
 import minires.functional as F
 from minires import kernels, models, nn, optim
+from minires.kernels.cpu.batch_norm import scale_and_shift
 from minires.testing import with_layout
 
 
@@ -256,3 +257,29 @@ def test_networks_train_alike_with_both_rooms(depth, size, tolerance):
             optimizer.step()
             losses[room].append(loss.item())
     np.testing.assert_allclose(losses["auto"], losses["reference"], rtol=tolerance)
+
+
+@pytest.mark.parametrize("spec", [(8, 8, 3, 1, 0), (8, 6, 1, 2, 0), (8, 8, 3, 1, 1)])
+def test_an_input_that_is_not_contiguous(spec):
+    """A transposed view, as one gets from images in PyTorch's order."""
+    x = np.random.default_rng(0).standard_normal((4, 8, 9, 9)).astype(np.float32).transpose(0, 2, 3, 1)
+    results = []
+    for images in (x, np.ascontiguousarray(x)):
+        layers = layers_of(spec)
+        y = nn.branch(mr.Tensor(images, requires_grad=True), layers)
+        y.backward(np.ones(y.shape, np.float32) * np.arange(y.shape[3], dtype=np.float32))
+        with mr.no_grad():
+            for _, norm in layers:
+                norm.eval()
+            evaluated = nn.branch(mr.Tensor(images), layers)
+        results.append([y.numpy(), evaluated.numpy(), *(p.grad for p in parameters(layers))])
+    for a, b in zip(*results):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_shift_is_never_negative_zero():
+    """Read as bits -0.0 would pass for positive (positive_mask)."""
+    ones = np.ones(1, np.float32)
+    _, shift = scale_and_shift(1e-3 * ones, ones, 1e-44 * ones, 0 * ones, 1e-5, 1)
+    assert shift[0] == 0
+    assert not np.signbit(shift[0])

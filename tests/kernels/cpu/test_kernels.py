@@ -91,6 +91,12 @@ def test_convolution_of_no_images():
     np.testing.assert_array_equal(dweight, 0)
 
 
+def test_statistics_of_no_images():
+    for statistic in cpu.batch_norm_statistics(np.zeros((0, 4, 4, 8), np.float32)):
+        assert statistic.shape == (8,)
+        assert np.isnan(statistic).all()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "read-only"])
 @pytest.mark.parametrize(
     ("shape", "outputs"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -88,6 +91,61 @@ def test_ctrl_c_in_the_callers_part_waits_for_the_others():
         workers.parallel(task, 2)
     assert ended.is_set()
     assert workers.parallel(lambda a, b: b - a, 2) == [1, 1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
+def test_ctrl_c_while_waiting_for_another_part():
+    """It is raised once that part has ended: nobody writes into the caller's arrays any more."""
+    workers.set_count(2)
+    out = np.zeros(2)
+
+    def task(begin: int, end: int) -> None:
+        if begin == 0:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            threading.Event().wait(0.3)
+            out[1] = 1
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.parallel(task, 2)
+    assert out[1] == 1
+    assert workers.parallel(lambda a, b: b - a, 2) == [1, 1]
+
+
+def test_the_count_may_change_at_any_time():
+    workers.set_count(2)
+
+    def task(begin: int, end: int) -> tuple[int, int]:
+        workers.set_count(3 if begin == 0 else 4)
+        return begin, end
+
+    assert workers.parallel(task, 8) == [(0, 4), (4, 8)]
+    assert len(workers.parallel(lambda a, b: b - a, 100)) in (3, 4)
+    parts = workers.split(8)
+    workers.set_count(1)
+    assert workers.parallel(lambda a, b: (a, b), 8, parts=parts) == parts
+
+
+def test_an_error_does_not_keep_the_callers_arrays_alive():
+    workers.set_count(2)
+    array = np.zeros(3)
+    alive = weakref.ref(array)
+
+    def run(held: np.ndarray) -> None:
+        def task(begin: int, end: int) -> None:
+            if begin:
+                raise ZeroDivisionError(str(held.size))
+
+        with contextlib.suppress(ZeroDivisionError):
+            workers.parallel(task, 2)
+
+    gc.disable()
+    try:
+        run(array)
+        del array
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_task_may_itself_run_in_parallel():
