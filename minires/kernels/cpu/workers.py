@@ -126,8 +126,9 @@ def _share(task: Callable[[int, int], Result], parts: list[tuple[int, int]]) -> 
     interruption = None
     try:
         for worker, part in zip(_team, parts[1:]):
-            jobs.append(_Job(task, part))
-            worker.inbox.put(jobs[-1])
+            job = _Job(task, part)
+            worker.inbox.put(job)
+            jobs.append(job)  # in this order: whatever Ctrl-C cuts, nobody waits for a job that was never given out
         first = task(*parts[0])
     finally:
         for job in jobs:
