@@ -60,7 +60,7 @@ def main() -> None:
     if args.json:
         import minires as mr
 
-        machine = {"platform": platform.platform(), "processor": processor(), "info": mr.info()}
+        machine = {"platform": platform.platform(), "info": mr.info()}
         with open(args.json, "w") as file:
             json.dump({"command": sys.argv[1:], "machine": machine, **records}, file, indent=1)
 
@@ -321,15 +321,6 @@ def peak_bytes() -> int:
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def processor() -> str:
-    """Its name, where Linux tells."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(text.split(":")[1].strip() for text in file if text.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

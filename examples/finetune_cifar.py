@@ -98,8 +98,9 @@ def main() -> int:
         say(f"resuming after step {training.step}")
     elif folder.state.exists() or folder.weights.exists():
         parser.error(f"argument --out: {folder.path} holds a run already; continue it with --resume, or name another")
+    commands = [*(folder.commands() if args.resume else []), shlex.join(["python", *sys.argv])]
     folder.prepare(12 * optimizer.flat.size, 4 * optimizer.flat.size)  # weights and Adam's two averages, in bytes
-    folder.write_json("config.json", {**settings, **about, "command": shlex.join(sys.argv)})
+    folder.write_json("config.json", {**settings, **about, "commands": commands})
 
     # 5. Train. After each epoch its loss and the accuracy on the test images are printed.
     if device == "cpu" and not args.freeze:
@@ -116,7 +117,7 @@ def main() -> int:
             return 130
 
     # 6. What came out: the accuracy, the weights of the whole network, pictures.
-    result = train.results(training, evaluation, dataset, mr.info()["versions"])
+    result = train.results(training, evaluation, dataset, mr.info())
     result["trained_parameters"] = optimizer.flat.size
     result["parameters"] = sum(p.size for p in model.parameters())
     mr.save_weights(model, folder.weights, metadata={"minires": json.dumps({"settings": settings, **about})})

@@ -67,10 +67,11 @@ class TorchResNet(torch.nn.Module):
 WIDE = (64, 128, 256, 512)
 NETWORKS = {  # depth: kind, blocks per stage, widths
     18: ("basic", (2, 2, 2, 2), WIDE),
+    34: ("basic", (3, 4, 6, 3), WIDE),
     50: ("bottleneck", (3, 4, 6, 3), WIDE),
     101: ("bottleneck", (3, 4, 23, 3), WIDE),
-    20: ("option_a", (3, 3, 3), (16, 32, 64)),
-    110: ("option_a", (18, 18, 18), (16, 32, 64)),
+    152: ("bottleneck", (3, 8, 36, 3), WIDE),
+    **{6 * n + 2: ("option_a", (n, n, n), (16, 32, 64)) for n in (3, 5, 7, 9, 18, 200)},
 }
 
 

@@ -49,8 +49,14 @@ ADAMW = {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.0}
 # What a run keeps when it is resumed. The other arguments (--out, --max-minutes, ...) are for one session.
 SETTINGS = (
     "depth", "stem", "data", "data_dir", "train_size", "test_size", "image_size", "device", "kernels", "precision",
-    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "seed",
+    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
+    "augmentation", "seed",
 )  # fmt: skip
+AUGMENTATIONS = {  # what random versions of a training image the network sees
+    "crop-flip": {"augment": True},  # shifted by up to 4 pixels, mirrored half of the time
+    "flip": {"augment": True, "padding": 0},
+    "none": {"augment": False},
+}
 STEPS_TEST_SIZE = 1000
 
 
@@ -82,8 +88,9 @@ def main() -> int:
     test_size = args.test_size or (STEPS_TEST_SIZE if args.steps else None)  # None: all
     options = {"mean": dataset.mean, "std": dataset.std, "image_size": args.image_size, "device": device}
     train_batches = data.Loader(
-        dataset.train_images, dataset.train_labels, args.batch_size, train=True, seed=args.seed, **options
-    )
+        dataset.train_images, dataset.train_labels, args.batch_size, train=True, seed=args.seed,
+        **AUGMENTATIONS[args.augmentation], **options,
+    )  # fmt: skip
     test_batches = data.Loader(
         dataset.test_images[:test_size], dataset.test_labels[:test_size], args.batch_size, train=False, **options
     )
@@ -93,11 +100,8 @@ def main() -> int:
     if min(args.batch_size, len(dataset.train_images)) == 1 and size <= shrinks:
         parser.error("argument --batch-size: batch norm needs two images where the network shrinks them to one pixel")
 
-    # 2. Model. Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the
-    # first gradient of ResNet-101 has norm 6 so, and 620 otherwise. ResNet-20 (4 otherwise) learns faster without it.
-    model = models.build(
-        args.depth, dataset.num_classes, args.stem, zero_init_last=args.depth not in (20, 32, 44, 56)
-    ).to(device)
+    # 2. Model.
+    model = models.build(args.depth, dataset.num_classes, args.stem, zero_init_last=args.zero_init_last).to(device)
     say(
         f"ResNet-{args.depth} on {dataset.name}: {sum(p.size for p in model.parameters()):,} parameters, "
         f"{len(dataset.train_images):,} training images, on {device} with {mr.kernels.in_use(device)} kernels "
@@ -143,7 +147,8 @@ def main() -> int:
     except OSError as error:
         parser.error(f"argument --out: {error.filename}: {error.strerror}")
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
-    folder.write_json("config.json", {**settings, **about, "command": shlex.join(sys.argv)})
+    commands = train.RunFolder(args.resume.parent).commands() if args.resume else []  # of the sessions before
+    folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
     folder.write_log(training.history)
     if args.resume:
         changed = [f"{name} {settings[name]}, was {old}" for name, old in before.items() if settings.get(name) != old]
@@ -163,7 +168,7 @@ def main() -> int:
             return 130
 
     # 7. What came out.
-    result = train.results(training, evaluation, dataset, mr.info()["versions"])
+    result = train.results(training, evaluation, dataset, mr.info())
     folder.write_json("results.json", result)
     train.draw_pictures(training, evaluation, dataset, folder.path)
     say(train.final_line(result, dataset, folder.path))
@@ -197,6 +202,12 @@ def make_parser() -> cli.Parser:
     add("--schedule", choices=schedules.NAMES, default="one-cycle")
     add("--weight-decay", type=cli.non_negative_float, help="(default: of the recipe)")
     add("--label-smoothing", type=cli.share, help="(default: of the recipe)")
+    add(
+        "--zero-init-last",
+        action=argparse.BooleanOptionalAction,
+        help="start every block as the identity (default: in all networks but ResNet-20 to 56)",
+    )
+    add("--augmentation", choices=tuple(AUGMENTATIONS), default="crop-flip", help="of the training images")
     add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
     add("--steps", type=cli.positive_int, help="stop after this many optimiser steps, for trying things out")
     add("--seed", type=cli.non_negative_int, default=0)
@@ -239,7 +250,10 @@ def read_arguments(parser: cli.Parser) -> Namespace:
     if recipe is None:
         recipe = dict(SGD_SMALL if args.depth in resnet_cifar.DEPTHS else SGD_LARGE)
         recipe["lr"] *= min(args.batch_size / 128, 4)
-    for name, value in recipe.items():
+    # Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the first
+    # gradient of ResNet-101 has norm 6 so, and 620 otherwise. ResNet-20 (4 otherwise) learns faster without it.
+    deep = args.depth not in (20, 32, 44, 56)
+    for name, value in {**recipe, "zero_init_last": deep}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
@@ -280,28 +294,5 @@ def speed_advice(args: Namespace, seconds: float) -> str:
     return text
 
 
-def entry_point() -> int:
-    """`main`, with every expected failure as one line on stderr and an exit status."""
-    try:
-        return main()
-    except KeyboardInterrupt:
-        message, status = "interrupted; what was saved before is intact", 130
-    except (data.DataError, train.CheckpointError) as error:
-        message, status = error, 2
-    except train.TrainingError as error:
-        message, status = error, 1
-    except train.OutOfMemory as error:
-        message, status = error, 1
-    except MemoryError as error:  # CuPy's is one too
-        message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
-    except OSError as error:
-        message, status = f"{error.filename or 'output'}: {error.strerror or error}; what was saved before is intact", 1
-    print(
-        f"{os.path.basename(sys.argv[0])}: {'error: ' if status != 130 else ''}{' '.join(str(message).split())}",
-        file=sys.stderr,
-    )
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(entry_point())
+    sys.exit(cli.run(main))

@@ -7,6 +7,7 @@ data/ -> device.py -> tensor.py -> functional/ -> kernels/reference.py -> nn/ ->
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 from typing import Any
 
@@ -16,6 +17,7 @@ from minires import data, device, functional, kernels, models, nn, optim
 from minires.device import cuda, default_generator, manual_seed
 from minires.fold import fold
 from minires.gradcheck import GradcheckError, gradcheck
+from minires.kernels.cpu import workers
 from minires.summary import summary
 from minires.tensor import Tensor, is_grad_enabled, no_grad
 from minires.weights import WeightsError, load_weights, save_weights
@@ -30,20 +32,30 @@ __all__ = [
 
 
 def info() -> dict[str, Any]:
-    """What this machine runs minires with: versions, devices, kernels and threads."""
+    """What this machine runs minires with: versions, processor, devices, kernels and threads."""
     from threadpoolctl import threadpool_info
 
     versions = {"python": platform.python_version(), "minires": __version__, "numpy": np.__version__}
     if cuda.is_available():
         versions["cupy"] = importlib.import_module("cupy").__version__
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    threads = max((pool["num_threads"] for pool in blas), default=1)
     return {
         "versions": versions,
         "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
         "cuda": "available" if cuda.is_available() else cuda.why_not(),
         "kernels": {"cpu": kernels.in_use("cpu"), "cuda": kernels.in_use("cuda")},
-        "blas": [
-            f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"
-        ],
-        "threads": max((pool["num_threads"] for pool in blas), default=1),
+        "blas": [f"{pool['internal_api']} {pool['version']}" for pool in blas],
+        "threads": workers.count if kernels.in_use("cpu") == "cpu" else threads,
     }
+
+
+def _processor() -> str:
+    """Its name, where Linux tells; elsewhere what Python knows."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(text.split(":")[1].strip() for text in file if text.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

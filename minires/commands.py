@@ -2,6 +2,7 @@
 
     minires predict --weights runs/resnet20 photo.jpg folder/     what is on these images?
     minires predict --weights imagenet --depth 101 photo.jpg --format json
+    minires report runs/sgd runs/adam                             runs side by side: a table, and curves in one figure
     minires summary --depth 101                                   a network, layer by layer
     minires info                                                  versions, device, kernels, threads
 
@@ -29,7 +30,7 @@ from minires import models
 from minires.files import atomic
 from minires.models import resnet
 from minires.predict import ImageError, batches, image_files, open_classifier
-from minires.train import cli
+from minires.train import cli, compare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:
-        return {"predict": predict, "summary": summary, "info": info}[args.command](parser, args)
+        return {"predict": predict, "report": report, "summary": summary, "info": info}[args.command](parser, args)
     except KeyboardInterrupt:
         print("minires: interrupted", file=sys.stderr)
         return 130
@@ -65,6 +66,11 @@ def make_parser() -> cli.Parser:
     add("--image-size", type=cli.image_size, help="(default: what the network was trained with)")
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: what is noted in the weights)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    add = commands.add_parser("report", help="compare runs: a table, and curves in one figure").add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders that examples/train_cifar.py wrote, ended or not")
+    add("--out", default="report.png", metavar="FILE", help="of the figure (default: report.png; .svg, .pdf, ...)")
+    add("--format", choices=("text", "markdown"), default="text", help="of the table")
 
     add = commands.add_parser("summary", help="a network, layer by layer").add_argument
     add("--depth", type=int, choices=models.DEPTHS, default=101)
@@ -142,6 +148,29 @@ def _write(results: Iterator[tuple[Path, list[dict[str, Any]]]], form: str, out:
         for row in found:
             print(f"  {100 * row['probability']:6.2f} %  {row['class']}", file=out)
         out.flush()
+
+
+def report(parser: cli.Parser, args: Namespace) -> int:
+    """`minires report`."""
+    runs = [compare.read_run(path) for path in args.runs]
+    common, rows = compare.table(runs)
+    print(f"all runs: {common}\n" if len(runs) > 1 else f"{common}\n")
+    print(compare.as_markdown(rows) if args.format == "markdown" else compare.as_text(rows))
+    try:
+        figure = compare.overlay(runs, title=", ".join(dict.fromkeys(_what(run) for run in runs)))
+    except ImportError:
+        _note("no figure: matplotlib is not installed (pip install 'minires[plots]')")
+        return 0
+    try:
+        figure.savefig(args.out, dpi=120)
+    except OSError as error:
+        parser.error(f"argument --out: {args.out}: {error.strerror or error}")
+    print(f"\n-> {args.out}")
+    return 0
+
+
+def _what(run: compare.Run) -> str:
+    return f"{run.network} on {run.settings.get('dataset', 'unknown images')}"
 
 
 def summary(parser: cli.Parser, args: Namespace) -> int:

@@ -168,3 +168,58 @@ def test_the_module_and_the_script_are_the_same_command(folder):
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     assert outputs[0] == outputs[1]
+
+
+# report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two folders of runs, in tmp_path."""
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"depth": 20, "dataset": "Colours", "lr": lr}))
+        record = {"epoch": 1, "loss": 1, "accuracy": 0.5, "test_loss": 1, "test_accuracy": 0.25 + lr, "seconds": 6}
+        (tmp_path / name / "log.jsonl").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_report(runs, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(runs)
+    assert main(["report", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines() == [
+        "all runs: depth 20, dataset Colours",
+        "",
+        "run  lr   done  train loss  test loss  test accuracy  minutes",
+        "a    0.1  1     1.0000      1.0000     35.00 %        0.1",
+        "b    0.2  1     1.0000      1.0000     45.00 %        0.1",
+        "",
+        "-> report.png",
+    ]
+    assert (runs / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["report", "a", "b", "--format", "markdown", "--out", "x.svg"]) == 0
+    assert "| b | 0.2 | 1 | 1.0000 | 1.0000 | 45.00 % | 0.1 |" in capsys.readouterr().out
+    assert "<svg" in (runs / "x.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere/config.json: not a file of a run (No such file or directory)"),
+        (["a", "--out", "nowhere/x.png"], "argument --out: nowhere/x.png: No such file or directory"),
+        (["a", "--out", "x.abc"], "'abc' is not supported"),
+    ],
+)
+def test_report_of_nothing(runs, monkeypatch, capsys, arguments, said):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(runs)
+    try:
+        status = main(["report", *arguments])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1

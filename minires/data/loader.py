@@ -118,16 +118,17 @@ class Loader:
     def _choices(self, order: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """int32 (n, 4): image, top, left and flip of every image of a batch; the numbers that `_batch` draws."""
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        n, padding = len(chosen), augmentation.PADDING
+        n, padding = len(chosen), self.padding
         top, left, flip = np.full(n, padding), np.full(n, padding), np.zeros(n, bool)  # the image as it is
         if self.augment:
-            top, left, flip = augmentation.draw(np.random.default_rng([self.seed, CROPS, epoch, index]), n)
+            rng = np.random.default_rng([self.seed, CROPS, epoch, index])
+            top, left, flip = augmentation.draw(rng, n, padding)
         return np.stack([chosen, top, left, flip], axis=1).astype(np.int32)
 
     def _batch_by_kernel(self, choices: Array, begin: int) -> tuple[Array, Array]:
         n = min(self.batch_size, len(choices) - begin)
         make_batch = kernels.of(self.images).make_batch
-        return make_batch(self.images, self.labels, choices, begin, n, augmentation.PADDING, self.mean, self.std)
+        return make_batch(self.images, self.labels, choices, begin, n, self.padding, self.mean, self.std)
 
     def _batch(self, order: np.ndarray, epoch: int, index: int) -> tuple[Array, Array]:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]

@@ -2,7 +2,8 @@
 
 Reading order: loop.py (the loop itself), device_step.py and memory.py (the same on a GPU), evaluate.py, checkpoint.py
 (files on disk), stop.py (Ctrl-C and limits), progress.py, folder.py (the files of a run), report.py (results.json and
-the pictures), cpu_memory.py (--dry-run). Next: examples/train_cifar.py, which puts it all together.
+the pictures), compare.py (several runs side by side), cpu_memory.py (--dry-run). Next: examples/train_cifar.py, which
+puts it all together.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from minires.train.loop import Interrupted, Training, TrainingError, fit
 from minires.train.memory import OutOfMemory
 from minires.train.memory import step_bytes as gpu_step_bytes
 from minires.train.progress import format_seconds, say
-from minires.train.report import draw_pictures, final_line, results
+from minires.train.report import draw_pictures, final_line, new_figure, results
 from minires.train.stop import Stop
 
 __all__ = [
     "CheckpointError", "DeviceStep", "Evaluation", "Interrupted", "OutOfMemory", "RunFolder", "Stop", "Training",
     "TrainingError", "cli", "draw_pictures", "evaluate", "final_line", "fingerprint", "fit", "format_seconds",
-    "gpu_step_bytes", "latest_run", "load_model_weights", "new_run", "read_info", "results", "saved_settings", "say",
-    "state_file", "step_memory", "weights_file",
+    "gpu_step_bytes", "latest_run", "load_model_weights", "new_figure", "new_run", "read_info", "results",
+    "saved_settings", "say", "state_file", "step_memory", "weights_file",
 ]  # fmt: skip

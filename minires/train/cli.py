@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
+from minires.data import DataError
 from minires.device import cuda
+from minires.train.checkpoint import CheckpointError
+from minires.train.compare import RunError
+from minires.train.loop import TrainingError
+from minires.train.memory import OutOfMemory
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +66,28 @@ def _number(kind: type, text: str, least: float, below: float, expected: str) ->
     if not least <= value < below:  # NaN fails it too
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
+
+
+def run(main: Callable[[], int]) -> int:
+    """`main()`, with every expected failure as one line on stderr and an exit status.
+
+    1: training failed, out of memory, a full disk; 2: unusable data or checkpoints; 130: Ctrl-C.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:
+        message, status = "interrupted; what was saved before is intact", 130
+    except (DataError, CheckpointError, RunError) as error:
+        message, status = error, 2
+    except (TrainingError, OutOfMemory) as error:
+        message, status = error, 1
+    except MemoryError as error:  # CuPy's is one too
+        message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
+    except OSError as error:
+        message, status = f"{error.filename or 'output'}: {error.strerror or error}; what was saved before is intact", 1
+    name, kind = os.path.basename(sys.argv[0]), "error: " if status != 130 else ""
+    print(f"{name}: {kind}{' '.join(str(message).split())}", file=sys.stderr)
+    return status
 
 
 def choose_device(parser: Parser, wanted: str) -> str:

@@ -1,6 +1,6 @@
 """The folder of a run: which files it holds, and that none of them is lost by accident.
 
-    config.json         the settings, all of them
+    config.json         the settings, all of them, and the commands: the first, and each that resumed the run
     log.jsonl           one line per epoch
     state.safetensors   everything needed to resume; complete on its own
     last.safetensors    the weights alone, in PyTorch's names and layouts, for use elsewhere
@@ -60,6 +60,14 @@ class RunFolder:
         """Write log.jsonl anew: a log that was only added to would, after a resume, tell some epochs twice."""
         lines = "".join(json.dumps(record) + "\n" for record in records)
         checkpoint.write_atomically(self.path / "log.jsonl", lines.encode())
+
+    def commands(self) -> list[str]:
+        """The commands that trained here so far, as config.json has them; none if there is no such file."""
+        try:
+            config = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError):
+            return []
+        return config.get("commands", []) if isinstance(config, dict) else []
 
     def save(self, training: Training) -> None:
         """Write the state, then the weights. If only the first is done, resuming loses nothing.

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 TRAIN, TEST = "tab:blue", "tab:orange"  # one colour for each, in all panels
 
 
-def results(training: Training, evaluation: Evaluation, dataset: Dataset, versions: dict[str, str]) -> dict[str, Any]:
-    """The content of results.json. Accuracies are shares, 0 to 1, of the LAST epoch; memory is in bytes."""
+def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: dict[str, Any]) -> dict[str, Any]:
+    """The content of results.json; `info` is `minires.info()`.
+
+    Accuracies are shares, 0 to 1, of the LAST epoch; memory is in bytes.
+    """
     parameter = next(training.model.parameters())
     record = training.record
     return {
@@ -54,7 +57,8 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, versio
         "precision": training.settings.get("precision", "fp32"),
         "peak_memory_bytes": peak_memory_bytes(parameter.device),
         "seed": training.settings["seed"],
-        "versions": versions,
+        "machine": {name: info[name] for name in ("processor", "cores", "threads", "platform")},
+        "versions": info["versions"],
     }
 
 
@@ -104,7 +108,8 @@ def draw_pictures(
     mistakes(evaluation, dataset, title).savefig(folder / "mistakes.png", dpi=120)
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of `width` by `height` inches."""
     from matplotlib.figure import Figure  # not pyplot: it wants a display, and keeps every figure alive
 
     figure = Figure((width, height), layout="constrained")
@@ -114,7 +119,7 @@ def _figure(width: float, height: float, title: str) -> Figure:
 
 def curves(training: Training, title: str) -> Figure:
     """Loss and accuracy over the epochs: training, every step and smoothed; test, after each epoch."""
-    figure = _figure(11, 4.4, title)
+    figure = new_figure(11, 4.4, title)
     left, right = figure.subplots(1, 2)
     records = training.history
     if training.record and training.record not in records:  # an epoch cut short
@@ -145,14 +150,17 @@ def curves(training: Training, title: str) -> Figure:
 
 def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> Figure:
     """A matrix: of the images of a class (row), the share taken for each class (column)."""
+    from matplotlib.colors import PowerNorm
+
     count = len(classes)
     matrix = np.zeros((count, count))
     np.add.at(matrix, (evaluation.labels, evaluation.predictions), 1)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # in percent
     size = 8 if count <= 20 else 16
-    figure = _figure(size + 1, size, title)
+    figure = new_figure(size + 1, size, title)
     axes = figure.subplots()
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    # Shades by the square root: of a good model the confusions are a few percent each, and would all look white.
+    picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     font = 10 if count <= 20 else 7
     slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 20 else {"rotation": 90}
     axes.set_xticks(range(count), classes, fontsize=font, **slant)
@@ -161,8 +169,8 @@ def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> F
     axes.set_ylabel("what it is")
     if count <= 20:  # beyond that the numbers would be too small to read
         for row, column in np.ndindex(count, count):
-            if share[row, column] >= 0.5:
-                colour = "white" if share[row, column] > 55 else "black"
+            if round(share[row, column]):
+                colour = "white" if share[row, column] > 35 else "black"
                 text = f"{share[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
     figure.colorbar(picture, label="% of the images of the row's class", shrink=0.8)
@@ -174,7 +182,7 @@ def mistakes(evaluation: Evaluation, dataset: Dataset, title: str, rows: int = 4
     certainty = evaluation.probabilities.max(axis=1)
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     worst = wrong[np.argsort(-certainty[wrong], kind="stable")][: rows * columns]
-    figure = _figure(1.9 * columns, 2.35 * rows + 0.9, title)
+    figure = new_figure(1.9 * columns, 2.35 * rows + 0.9, title)
     figure.supxlabel(
         f"the most confident of {len(wrong):,} mistakes among {len(evaluation.labels):,} test images: "
         "what the model says, how sure it is, and what the image is"

@@ -111,6 +111,22 @@ def test_steps_of_a_large_network_with_adamw(run):
     assert process.stdout.splitlines()[-1].endswith("-> runs/resnet18")
 
 
+def test_initialisation_and_augmentation_can_be_chosen_and_are_kept(run, tmp_path):
+    """After no step but one of almost no size, batch norm still has the weights it began with."""
+    assert run("--steps", 1, "--lr", 1e-30, "--zero-init-last", "--augmentation", "none", "--out", "a").returncode == 0
+    assert run("--steps", 1, "--lr", 1e-30, "--out", "b").returncode == 0
+    for name, weight in (("a", 0), ("b", 1)):
+        tensors, info = checkpoint.load(tmp_path / name / "last.safetensors")
+        assert (tensors["layer1.0.bn2.weight"] == weight).all()
+        assert info["settings"]["zero_init_last"] == (name == "a")
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert settings["augmentation"] == "none"
+    assert run("--resume", "a", "--steps", 1).returncode == 0
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["augmentation"] == "none"
+    logs = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("a", "b")]
+    assert logs[0]["loss"] != logs[1]["loss"]
+
+
 def test_dry_run_needs_no_data_and_writes_nothing(run, tmp_path):
     process = run("--depth", 101, "--dry-run", "--batch-size", 16, "--data-dir", "nowhere")
     assert process.returncode == 0, process.stderr
@@ -146,6 +162,9 @@ def test_interrupted_and_resumed_is_uninterrupted(run, command, tmp_path, number
     ]
     assert logs[0] == logs[1]
     assert len(logs[0]) == 4
+    first, second = json.loads((tmp_path / "parts" / "config.json").read_text())["commands"]
+    assert first.endswith(" --epochs 4 --seed 3 --out parts")
+    assert second.endswith("examples/train_cifar.py --resume parts")
 
 
 def test_more_epochs_for_a_finished_run(run):
@@ -177,6 +196,7 @@ def test_a_run_is_never_overwritten(run, tmp_path):
     [
         ("--depth 21", "invalid choice: 21"),
         ("--depth many", "invalid int value"),
+        ("--augmentation crop", "invalid choice: 'crop'"),
         ("--batch-size 0", "'0' is not a whole number of at least 1"),
         ("--batch-size 1.5", "not a whole number"),
         ("--epochs 0", "not a whole number of at least 1"),

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+import minires as mr
 from minires import train
 from minires.optim import schedules
 from minires.train.progress import Progress, format_seconds
@@ -29,10 +30,10 @@ def trained(new, steps=7):
 
 def test_results_have_the_promised_fields(new):
     parts = trained(new)
-    result = train.results(parts.training, parts.evaluation, parts.dataset, {"numpy": "x"})
+    result = train.results(parts.training, parts.evaluation, parts.dataset, mr.info())
     promised = {
         "dataset", "depth", "parameters", "epochs", "steps", "test_accuracy", "train_loss", "images_per_second",
-        "device", "kernels", "peak_memory_bytes", "seed", "versions",
+        "device", "kernels", "peak_memory_bytes", "seed", "versions", "machine",
     }  # fmt: skip
     assert promised <= set(result)
     assert result["dataset"] == "Colours"
@@ -46,7 +47,7 @@ def test_results_have_the_promised_fields(new):
 
 def test_the_last_line(new):
     parts = trained(new, steps=5)
-    result = train.results(parts.training, parts.evaluation, parts.dataset, {})
+    result = train.results(parts.training, parts.evaluation, parts.dataset, mr.info())
     result |= {"test_accuracy": 0.9123, "depth": 101, "epochs": 15, "minutes": 12.34}
     line = train.final_line(result, parts.dataset, "runs/NAME")
     assert line == "test accuracy 91.23 % (Colours, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME"

@@ -1,0 +1,225 @@
+"""The same training in minires and in PyTorch, side by side: same network, same first weights, same batches.
+
+    pip install torch==2.13.0                        # the only program here that needs it, with benchmark.py
+    python examples/compare_torch.py                 # ResNet-20, 2 epochs
+
+Every step is done three times: by minires, by PyTorch, and by PyTorch again with one weight of the first layer moved by
+one part in a million. The losses of the first two agree to the last digits at first. Then they part: each library
+rounds its sums in an order of its own, and training magnifies any difference, among other things because a ReLU whose
+input is rounded to the other side of zero lets a gradient through, or not. The third, PyTorch against itself, shows how
+fast. If minires computed anything else than PyTorch does, the two would part sooner than PyTorch parts from itself.
+
+Everything goes to runs/compare-torch (or --out): losses.json, and the picture losses.png. --draw FOLDER draws it again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minires as mr
+import minires.functional as F
+from minires import data, models, optim
+from minires.optim import schedules
+from minires.train import cli, new_figure, say
+
+NUDGE = 1e-6  # of the one weight that is moved, relative
+CLOSE = 1e-4  # difference of two losses up to which the two runs count as the same
+
+
+def main() -> int:
+    parser = make_parser()
+    args = parser.parse_args()
+    out = Path(args.draw or args.out)
+    if args.draw:
+        record = json.loads((out / "losses.json").read_text())
+    else:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            parser.error("PyTorch is not installed: pip install torch==2.13.0")
+        out.mkdir(parents=True, exist_ok=True)
+        record = compare(args)
+        (out / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
+    report(record)
+    try:
+        draw(record, out / "losses.png")
+    except ImportError:
+        say("no picture: matplotlib is not installed (pip install 'minires[plots]')")
+        return 0
+    say(f"-> {out / 'losses.png'}")
+    return 0
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(description="Train the same network in minires and in PyTorch.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--depth", type=int, choices=models.DEPTHS, default=20)
+    add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto")
+    add("--data-dir", default="data")
+    add("--train-size", type=cli.positive_int, help="use this many training images only")
+    add("--test-size", type=cli.positive_int, help="use this many test images only")
+    add("--epochs", type=cli.positive_int, default=2)
+    add("--batch-size", type=cli.positive_int, default=128)
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="sgd: Nesterov 0.9, weight decay 5e-4")
+    add("--lr", type=cli.positive_float, help="peak of the one-cycle schedule (default: sgd 0.2, adam 1e-3)")
+    add("--seed", type=cli.non_negative_int, default=0)
+    add("--out", default="runs/compare-torch")
+    add("--draw", metavar="FOLDER", help="train nothing, draw what is there")
+    return parser
+
+
+# A library is two functions: one step of training, which returns the loss; and the test accuracy.
+Library = tuple[Callable[[Any, Any, float], float], Callable[[data.Loader], float]]
+
+
+def compare(args: Namespace) -> dict[str, Any]:
+    """Train all three, step by step in turn; what losses.json will hold."""
+    import torch
+
+    torch.set_num_threads(mr.info()["threads"])
+    args.lr = args.lr or {"sgd": 0.2, "adam": 1e-3}[args.optimizer]
+    mr.manual_seed(args.seed)
+    dataset = data.load(args.data, args.data_dir, log=say)
+    if args.train_size:
+        dataset = dataset.subset(min(args.train_size, len(dataset.train_images)))
+    normalization = {"mean": dataset.mean, "std": dataset.std}
+    train_batches = data.Loader(
+        dataset.train_images, dataset.train_labels, args.batch_size, train=True, seed=args.seed, **normalization
+    )
+    test = dataset.test_images[: args.test_size], dataset.test_labels[: args.test_size]
+    test_batches = data.Loader(*test, args.batch_size, train=False, **normalization)
+    schedule = schedules.one_cycle(args.lr, args.epochs * len(train_batches))
+
+    model = models.build(args.depth, dataset.num_classes)
+    first_weights = model.state_dict()  # in PyTorch's names and layouts
+    nudged = {name: array.copy() for name, array in first_weights.items()}
+    nudged["conv1.weight"][0, 0, 0, 0] *= 1 + NUDGE
+    libraries = {
+        "minires": in_minires(model, args),
+        "PyTorch": in_torch(first_weights, dataset.num_classes, args),
+        "PyTorch, nudged": in_torch(nudged, dataset.num_classes, args),
+    }
+    losses: dict[str, list[float]] = {name: [] for name in libraries}
+    accuracies: dict[str, list[float]] = {name: [] for name in libraries}
+    for epoch in range(args.epochs):
+        for x, y in train_batches.epoch(epoch):
+            step = len(losses["minires"])
+            for name, (train_step, _) in libraries.items():
+                losses[name].append(train_step(x, y, schedule(step)))
+            if step % 50 == 0:
+                say(f"step {step + 1}: " + ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items()))
+        for name, (_, test_accuracy) in libraries.items():
+            accuracies[name].append(test_accuracy(test_batches))
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "dataset": dataset.name, "depth": args.depth, "optimizer": args.optimizer, "lr": args.lr,
+        "batch_size": args.batch_size, "epochs": args.epochs, "seed": args.seed, "nudge": NUDGE,
+        "torch": torch.__version__, "info": mr.info(), "losses": losses, "test_accuracy": accuracies,
+    }  # fmt: skip
+
+
+def in_minires(model: mr.nn.Module, args: Namespace) -> Library:
+    """Training of `model` here."""
+    if args.optimizer == "sgd":
+        optimizer = optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    else:
+        optimizer = optim.Adam(model.parameters(), args.lr)
+
+    def train_step(x: np.ndarray, y: np.ndarray, lr: float) -> float:
+        loss = F.cross_entropy(model(mr.Tensor(x)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.lr = lr
+        optimizer.step()
+        return loss.item()
+
+    return train_step, lambda batches: mr.train.evaluate(model, batches).accuracy
+
+
+def in_torch(weights: dict[str, np.ndarray], num_classes: int, args: Namespace) -> Library:
+    """Training of the same network there, beginning with `weights`."""
+    import torch
+    import torch_networks
+
+    model = torch_networks.build(args.depth, num_classes=num_classes).to(memory_format=torch.channels_last)
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), args.lr)
+
+    def logits(x: np.ndarray) -> torch.Tensor:
+        return model(torch.from_numpy(x).permute(0, 3, 1, 2))  # channels last, as PyTorch calls it: nothing is copied
+
+    def train_step(x: np.ndarray, y: np.ndarray, lr: float) -> float:
+        loss = torch.nn.functional.cross_entropy(logits(x), torch.from_numpy(y))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def test_accuracy(batches: data.Loader) -> float:
+        model.eval()
+        right = sum(int((logits(x).argmax(1).numpy() == y).sum()) for x, y in batches.epoch(0))
+        model.train()
+        return right / len(batches.images)
+
+    return train_step, test_accuracy
+
+
+def differences(record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """|difference of the losses| per step: of minires to PyTorch, and of PyTorch to itself, nudged."""
+    losses = {name: np.array(values) for name, values in record["losses"].items()}
+    return {
+        "minires and PyTorch": abs(losses["minires"] - losses["PyTorch"]),
+        "PyTorch and PyTorch, nudged": abs(losses["PyTorch, nudged"] - losses["PyTorch"]),
+    }
+
+
+def report(record: dict[str, Any]) -> None:
+    """Print how long the losses agree, and what the networks are worth at the end."""
+    for names, difference in differences(record).items():
+        apart = np.flatnonzero(difference > CLOSE)
+        agree = apart[0] if len(apart) else len(difference)
+        say(f"{names}: first difference {difference[0]:.1e}, at most {CLOSE:g} for {agree} steps")
+    for name, values in record["losses"].items():
+        tail = max(len(values) // 10, 1)
+        accuracy = 100 * record["test_accuracy"][name][-1]
+        say(f"{name}: loss {np.mean(values[-tail:]):.4f} (mean of the last {tail}), test accuracy {accuracy:.2f} %")
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The loss curves, and their differences."""
+    figure = new_figure(13, 5, f"ResNet-{record['depth']} on {record['dataset']}, the same training in both libraries")
+    left, right = figure.subplots(1, 2)
+    colours = {"minires": "tab:blue", "PyTorch": "tab:orange", "PyTorch, nudged": "tab:gray"}
+    window = max(len(record["losses"]["minires"]) // 40, 1)
+    for name, values in record["losses"].items():
+        smooth = np.convolve(values, np.full(window, 1 / window), "valid")
+        style = {"linestyle": "--" if name == "PyTorch" else "-", "linewidth": 3 if name == "minires" else 1.5}
+        steps = np.arange(window, len(values) + 1)
+        left.plot(steps, smooth, color=colours[name], label=name, **style)
+    left.set(xlabel="step", ylabel=f"training loss, mean of {window} steps", ylim=(0, None), xlim=(0, None))
+    for (names, difference), colour in zip(differences(record).items(), ("tab:blue", "tab:gray")):
+        steps = np.arange(1, len(difference) + 1)
+        right.loglog(steps, np.maximum(difference, 1e-8), color=colour, label=names, linewidth=1)
+    right.axhline(CLOSE, color="black", linewidth=0.8, linestyle=":")
+    right.set(xlabel="step (logarithmic)", ylabel="difference of the two losses", xlim=(1, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,270 @@
+"""The experiment the paper is about: plain networks get worse when they get deeper, residual ones do not.
+
+    python examples/degradation.py                   # 20 and 56 layers, plain and residual, 8 epochs each
+    python examples/degradation.py --draw FOLDER     # only draw the pictures again, from the files in FOLDER
+
+Four networks are trained at the same budget by the paper's recipe in short: SGD with momentum 0.9, learning rate 0.1,
+divided by 10 at half and at three quarters of the steps, weight decay 1e-4, batches of 128, crops and flips. Before,
+and after each epoch, 256 training images go through each network, forward and backward, and two things are noted for
+every 3x3 convolution:
+
+    the norm of its weights' gradient: does the signal from the loss arrive at this layer, and how large?
+    the standard deviation of its response, after batch norm and before the ReLU: how much does this layer change?
+
+Everything goes to runs/degradation (or --out): a folder for each network, as examples/train_cifar.py writes them, with
+layers.json beside; and the pictures training.png (the paper's figure 6), gradients.png and responses.png (figure 7).
+docs/residual-learning.md tells what they show. Started again, the program goes on where it was stopped. --network
+trains one of the four only, so that two processes can share the work.
+
+Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), section 4.2.
+Exit status: as examples/train_cifar.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minires as mr
+import minires.functional as F
+from minires import data, models, nn, optim, train
+from minires.optim import schedules
+from minires.train import cli, compare, say
+
+RECIPE = {
+    "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "schedule": "step", "weight_decay": 1e-4, "label_smoothing": 0.0,
+    "zero_init_last": False, "augmentation": "crop-flip",
+}  # fmt: skip
+PROBED = 256  # images to look at the layers with
+
+
+def main() -> int:
+    parser = make_parser()
+    args = parser.parse_args()
+    out = Path(args.draw or args.out)
+    networks = [f"{kind}-{depth}" for depth in args.depths for kind in ("plain", "resnet")]
+    if args.network and args.network not in networks:
+        parser.error(f"argument --network: {args.network!r} is none of {', '.join(networks)}")
+    if not args.draw:
+        args.device = cli.choose_device(parser, args.device)
+        dataset = data.load(args.data, args.data_dir, log=say)
+        if args.train_size:
+            dataset = dataset.subset(min(args.train_size, len(dataset.train_images)))
+        for network in [args.network] if args.network else networks:
+            try:
+                train_network(network, dataset, args, out / network)
+            except train.Interrupted as interruption:
+                again = shlex.join(["python", *sys.argv])
+                print(f"{interruption}, a checkpoint was written; continue with: {again}", file=sys.stderr)
+                return 130
+
+    runs = [compare.read_run(out / network) for network in networks if (out / network / "results.json").exists()]
+    if not runs:
+        parser.error(f"argument --draw: {out} holds none of {', '.join(networks)}")
+    print(compare.as_text(compare.table(runs)[1]))
+    draw(runs, out)
+    say(f"-> {', '.join(str(out / name) for name in ('training.png', 'gradients.png', 'responses.png'))}")
+    return 0
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(description="Plain and residual networks of two depths, at equal budget.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--depths", type=int, nargs="+", choices=models.resnet_cifar.DEPTHS, default=[20, 56])
+    add("--network", metavar="NAME", help="train this one only: plain-20, resnet-20, plain-56, resnet-56")
+    add("--epochs", type=cli.positive_int, default=8)
+    add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto")
+    add("--data-dir", default="data")
+    add("--train-size", type=cli.positive_int, help="use this many training images only")
+    add("--test-size", type=cli.positive_int, help="use this many test images only")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--seed", type=cli.non_negative_int, default=0)
+    add("--out", default="runs/degradation")
+    add("--draw", metavar="FOLDER", help="train nothing, draw what is there")
+    return parser
+
+
+def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Path) -> None:
+    """Train one of the four to the end, from where it was stopped; its files go to `path`. Raises `Interrupted`."""
+    kind, depth = network.split("-")
+    mr.manual_seed(args.seed)
+    model = models.build(int(depth), dataset.num_classes, shortcut=kind == "resnet").to(args.device)
+    twin = models.build(int(depth), dataset.num_classes, shortcut=kind == "resnet").to(args.device)
+    optimizer = optim.SGD(model.parameters(), RECIPE["lr"], momentum=0.9, weight_decay=RECIPE["weight_decay"])
+
+    options = {"mean": dataset.mean, "std": dataset.std, "device": args.device}
+    train_batches = data.Loader(
+        dataset.train_images, dataset.train_labels, RECIPE["batch_size"], train=True, seed=args.seed, **options
+    )
+    test = dataset.test_images[: args.test_size], dataset.test_labels[: args.test_size]
+    test_batches = data.Loader(*test, RECIPE["batch_size"], train=False, **options)
+    probed = data.Loader(dataset.train_images, dataset.train_labels, PROBED, train=True, augment=False, **options)
+    images, labels = probed.batch(0, 0)
+    total_steps = args.epochs * len(train_batches)
+    schedule = schedules.build(RECIPE["schedule"], RECIPE["lr"], total_steps)
+
+    settings = {
+        "depth": int(depth), "plain": kind == "plain", **RECIPE, "epochs": args.epochs, "train_size": args.train_size,
+        "device": args.device, "seed": args.seed,
+    }  # fmt: skip
+    identity = {
+        "network": network, "data set": dataset.name, "epochs": args.epochs, "seed": args.seed,
+        "fingerprint of the training images": train.fingerprint(dataset),
+    }  # fmt: skip
+    training, folder = train.Training(model, optimizer, identity, settings), train.RunFolder(path)
+    commands, probes = [], []
+    if folder.state.exists():
+        training.restore(folder.state)
+        commands, probes = folder.commands(), read_layers(path)["probes"]
+    elif (path / "config.json").exists() and (path / "log.jsonl").exists():
+        raise train.CheckpointError(f"{path}: holds a run without its state; name another folder with --out")
+    if training.epoch == args.epochs and (path / "results.json").exists():
+        say(f"{network}: done before")
+        return
+    folder.prepare(state_bytes=8 * optimizer.flat.size, weights_bytes=4 * optimizer.flat.size)
+    about = {"dataset": dataset.name, "classes": dataset.classes}
+    folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
+    say(f"{network} on {dataset.name}, {sum(p.size for p in model.parameters()):,} parameters, on {args.device}")
+
+    def look_at_layers() -> None:
+        if len(probes) == training.epoch:  # not done before the run was stopped
+            twin.load_state_dict(model.state_dict())
+            probes.append({"epoch": training.epoch, **probe(twin, images, labels)})
+        window = max(len(train_batches) // 10, 1)  # a point of the training curve is the mean of a tenth of an epoch
+        curve = {"steps": window, "percent": [100 * (1 - share) for share in means(training.accuracies, window)]}
+        names = [name for name, _, _ in convolutions(model)]
+        folder.write_json("layers.json", {"layers": names, "probes": probes, "training_error": curve})
+
+    evaluation = None
+    while evaluation is None or training.epoch < args.epochs:
+        look_at_layers()
+        with train.Stop(max_steps=len(train_batches) - training.batch) as stop:  # to the end of this epoch
+            evaluation = train.fit(
+                training, train_batches, test_batches, schedule, args.epochs, stop=stop, folder=folder
+            )
+    look_at_layers()
+    folder.write_json("results.json", train.results(training, evaluation, dataset, mr.info()))
+
+
+def probe(model: nn.Module, images: Any, labels: Any) -> dict[str, list[float]]:
+    """For every convolution, in order: the norm of its gradient, and the standard deviation of its response.
+
+    The running statistics of `model` move: it is a copy of the network that is trained.
+    """
+    norms = {conv: norm for _, conv, norm in convolutions(model)}
+    spread: dict[nn.Module, float] = {}
+
+    def look(module: nn.Module, inputs: tuple, output: mr.Tensor) -> None:
+        if module in norms:  # batch norm's own output will not do: it has the shortcut and the ReLU in it
+            weight, bias = norms[module].weight.data, norms[module].bias.data
+            running = weight.copy(), weight.copy()  # written to, but not used in training mode
+            response = F.batch_norm(output.detach(), mr.Tensor(weight), mr.Tensor(bias), *running, training=True)
+            spread[module] = float(response.data.std())
+
+    model.train()
+    model.zero_grad()
+    with nn.observe(look):
+        loss = F.cross_entropy(model(mr.Tensor(images)), labels)
+    loss.backward()
+    return {
+        "gradient_norm": [float(np.linalg.norm(mr.device.to_device(conv.weight.grad, "cpu"))) for conv in norms],
+        "response_std": [spread[conv] for conv in norms],
+    }
+
+
+def convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+    """(name, convolution, its batch norm), from the first layer to the last."""
+    modules = dict(model.named_modules())
+    return [(name, modules[name], modules[name.replace("conv", "bn")]) for name in modules if "conv" in name]
+
+
+def means(values: list[float], window: int) -> list[float]:
+    """Means of `window` values each; what is left over at the end is not used."""
+    return np.reshape(values[: len(values) // window * window], (-1, window)).mean(axis=1).tolist()
+
+
+def read_layers(path: Path) -> dict[str, Any]:
+    """layers.json of a run. Raises `RunError`."""
+    try:
+        return json.loads((path / "layers.json").read_text())
+    except (OSError, ValueError) as error:
+        raise compare.RunError(f"{path / 'layers.json'}: cannot be read ({error})") from error
+
+
+# Pictures ------------------------------------------------------------------------------------------------------
+
+
+def draw(runs: list[compare.Run], out: Path) -> None:
+    """training.png, gradients.png and responses.png; without matplotlib, say so."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        say("no pictures: matplotlib is not installed (pip install 'minires[plots]')")
+        return
+    layers = [read_layers(run.path) for run in runs]
+    dataset = runs[0].settings["dataset"]
+    depths = sorted({run.settings["depth"] for run in runs})
+    colour = dict(zip(depths, ("tab:orange", "tab:red", "tab:purple", "tab:brown", "black", "gray")))
+    kinds = ("plain", "ResNet")
+
+    figure = train.new_figure(
+        12, 5, f"Training error (thin) and test error (bold) on {dataset}, as the paper's figure 6"
+    )
+    panels = dict(zip(kinds, figure.subplots(1, 2, sharey=True)))
+    for run, measured in zip(runs, layers):
+        axes, curve = panels[run.network.split("-")[0]], measured["training_error"]
+        per_epoch = run.records[-1]["step"] / run.records[-1]["epoch"]
+        at = (np.arange(len(curve["percent"])) + 0.5) * curve["steps"] / per_epoch
+        style = {"color": colour[run.settings["depth"]]}
+        axes.plot(at, curve["percent"], linewidth=1, **style)
+        tests = [100 - 100 * record["test_accuracy"] for record in run.records]
+        axes.plot([record["epoch"] for record in run.records], tests, "o-", linewidth=2.5, label=run.network, **style)
+    for kind, axes in panels.items():
+        axes.set(xlabel="epoch", title=f"{kind} networks", ylim=(0, None), xlim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels["plain"].set_ylabel("error in %")
+    figure.savefig(out / "training.png", dpi=120)
+
+    moments = sorted({0, 1, len(layers[0]["probes"]) - 1})
+    figure = train.new_figure(14, 5, f"Norm of the gradient of each layer's weights ({dataset}, {PROBED} images)")
+    for axes, index in zip(figure.subplots(1, len(moments), sharey=True), moments):
+        for run, measured in zip(runs, layers):
+            norms = measured["probes"][index]["gradient_norm"]
+            style = {"color": colour[run.settings["depth"]], "linestyle": "--" if run.settings["plain"] else "-"}
+            axes.semilogy(range(1, len(norms) + 1), norms, marker=".", label=run.network, **style)
+        epoch = layers[0]["probes"][index]["epoch"]
+        axes.set(
+            xlabel="layer, 1 sees the image",
+            title=("before training", "after 1 epoch", f"after {epoch} epochs")[min(index, 2)],
+        )
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("norm of the gradient")
+    figure.axes[0].legend()
+    figure.savefig(out / "gradients.png", dpi=120)
+
+    figure = train.new_figure(
+        12, 5, f"Standard deviation of each layer's response after training ({dataset}), as figure 7"
+    )
+    left, right = figure.subplots(1, 2, sharey=True)
+    for run, measured in zip(runs, layers):
+        spread = measured["probes"][-1]["response_std"]
+        style = {"color": colour[run.settings["depth"]], "linestyle": "--" if run.settings["plain"] else "-"}
+        left.plot(range(1, len(spread) + 1), spread, label=run.network, **style)
+        right.plot(range(1, len(spread) + 1), sorted(spread, reverse=True), **style)
+    left.set(xlabel="layer", ylabel="standard deviation", title="in their order", ylim=(0, None))
+    right.set(xlabel="layer, sorted", title="by size")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend()
+    figure.savefig(out / "responses.png", dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

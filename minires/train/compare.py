@@ -1,0 +1,197 @@
+"""Runs side by side, read back from their folders: a table of what differs, and their curves in one figure.
+
+    minires report runs/sgd runs/adam
+
+A folder needs config.json and log.jsonl; results.json too once the run has ended, but a run can be looked at before.
+
+Reading order: after report.py. Used by `minires report`, examples/ablation.py and docs/results/make_readme.py.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minires.train.report import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What makes two runs two experiments, in the order in which a table tells it. All else, such as the folder, does not.
+COMPARED = (
+    "depth", "stem", "plain", "dataset", "train_size", "test_size", "image_size", "device", "kernels", "precision",
+    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
+    "augmentation", "freeze", "freeze_batch_norm", "seed",
+)  # fmt: skip
+
+
+class RunError(ValueError):
+    """A folder that holds no run, or a damaged one. The text is one line that names the file."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder has it.
+
+    settings  of config.json
+    records   the lines of log.jsonl, one per epoch, the last epoch's last
+    results   of results.json; empty for a run that has not ended
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+    results: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """That of the folder."""
+        return self.path.name
+
+    @property
+    def network(self) -> str:
+        """Such as "ResNet-20", or "plain-20" without shortcuts."""
+        return f"{'plain' if self.settings.get('plain') else 'ResNet'}-{self.settings['depth']}"
+
+    @property
+    def accuracy(self) -> float:
+        """The test accuracy after the last epoch, 0 to 1: never the best of several epochs."""
+        return self.records[-1]["test_accuracy"]
+
+    @property
+    def minutes(self) -> float:
+        """Of training and evaluation, up to now."""
+        return self.results.get("minutes", sum(record["seconds"] for record in self.records) / 60)
+
+    @property
+    def experiment(self) -> tuple:
+        """What all its repetitions with other seeds have in common."""
+        return tuple(self.settings.get(name) for name in COMPARED if name != "seed")
+
+
+def read_run(path: str | Path) -> Run:
+    """The run in the folder `path`. Raises `RunError` when there is none, or a file of it is damaged."""
+    path = Path(path)
+    settings, results = _read_json(path / "config.json"), {}
+    if (path / "results.json").exists():
+        results = _read_json(path / "results.json")
+    log = path / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            for name in ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds"):
+                float(record[name])
+        int(settings["depth"])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise RunError(f"{log}: not the log of a run ({error})") from error
+    if not records:
+        raise RunError(f"{log}: no epoch has ended yet")
+    return Run(path, settings, records, results)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path}: not a file of a run ({reason})") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: not a file of a run")
+    return content
+
+
+def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs grouped: in a group all settings but the seed agree. In order of first appearance."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.experiment, []).append(run)
+    return list(groups.values())
+
+
+def percent(values: Sequence[float]) -> str:
+    """Shares of 1 as "86.31 %", or several as "86.31 ± 0.20 %": mean and sample standard deviation."""
+    mean = 100 * statistics.fmean(values)
+    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f} %" if len(values) > 1 else f"{mean:.2f} %"
+
+
+def table(runs: Sequence[Run]) -> tuple[str, list[list[str]]]:
+    """(what all runs have in common, in words; rows of cells, the first being the header).
+
+    A setting in which the runs differ has a column. Repetitions with other seeds get a row with mean ± std below.
+    """
+    common, differing = [], []
+    for name in COMPARED:
+        values = [run.settings.get(name) for run in runs]
+        if any(value != values[0] for value in values):
+            differing.append(name)
+        elif values[0] is not None:
+            common.append(f"{name} {_text(values[0])}")
+    rows = [["run", *differing, "done", "train loss", "test loss", "test accuracy", "minutes"]]
+    for group in repetitions(runs):
+        for run in group:
+            last, planned = run.records[-1], run.settings.get("epochs")
+            done = f"{last['epoch']:.4g}" + (f" of {planned}" if planned and last["epoch"] < planned else "")
+            rows.append(
+                [run.name, *(_text(run.settings.get(name)) for name in differing), done, f"{last['loss']:.4f}",
+                 f"{last['test_loss']:.4f}", percent([run.accuracy]), f"{run.minutes:.1f}"]
+            )  # fmt: skip
+        if len(group) > 1 and len({run.records[-1]["epoch"] for run in group}) == 1:
+            blank = [""] * len(differing)
+            accuracies = percent([run.accuracy for run in group])
+            rows.append([f"mean ± std of {len(group)}", *blank, "", "", "", accuracies, ""])
+    return ", ".join(common), rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """The cells in columns for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The cells as a table for GitHub."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = None) -> Figure:
+    """Loss and error over the epochs, a colour a run: dashed for training, solid for the test set.
+
+    names  for the legend, where the folders' do not say it well
+    """
+    from matplotlib import colormaps
+    from matplotlib.lines import Line2D
+
+    figure = new_figure(12, 5.5, title)
+    colours = colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
+    left, right = figure.subplots(1, 2)
+    for i, run in enumerate(runs):
+        epochs = [record["epoch"] for record in run.records]
+        marker = "." if len(epochs) < 40 else None  # a run of one epoch would be invisible
+        for axes, name, scale, offset in ((left, "loss", 1, 0), (right, "accuracy", -100, 100)):
+            for prefix, style in (("", "--"), ("test_", "-")):
+                values = [offset + scale * record[prefix + name] for record in run.records]
+                axes.plot(epochs, values, style, color=colours[i % 20], marker=marker, linewidth=1.5)
+    handles = [Line2D([], [], color=colours[i % 20], label=name) for i, name in enumerate(names or _names(runs))]
+    handles += [Line2D([], [], color="gray", linestyle=s, label=t) for s, t in (("--", "training"), ("-", "test set"))]
+    for axes, name in ((left, "loss (cross-entropy)"), (right, "error in %")):
+        axes.set(xlabel="epoch", ylabel=name, ylim=(0, None), xlim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+    return figure
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The folders' names; with what is above them where two are the same."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

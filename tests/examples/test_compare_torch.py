@@ -1,0 +1,34 @@
+"""examples/compare_torch.py: the two libraries take the same steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minires import data
+
+pytest.importorskip("torch", reason="PyTorch is not installed (optional: pip install torch)")
+pytestmark = pytest.mark.torch
+SCRIPT = Path(__file__).parents[2] / "examples" / "compare_torch.py"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_losses_agree(tmp_path, optimizer):
+    data.shapes10(tmp_path)
+    command = [
+        sys.executable, SCRIPT, "--data", "shapes", "--data-dir", tmp_path, "--train-size", 48, "--batch-size", 16,
+        "--test-size", 32, "--epochs", 1, "--lr", 1e-3, "--optimizer", optimizer, "--out", tmp_path / "out",
+    ]  # fmt: skip
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "losses.json").read_text())
+    losses = record["losses"]
+    assert [len(values) for values in losses.values()] == [3, 3, 3]
+    assert losses["minires"] == pytest.approx(losses["PyTorch"], abs=1e-3)
+    assert losses["minires"][0] == pytest.approx(losses["PyTorch"][0], abs=1e-5)
+    assert max(losses["minires"]) - min(losses["minires"]) > 5e-3  # there is something to agree on
+    assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,110 @@
+"""Runs side by side: what is read, the table, mean and deviation over seeds, and the curves."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+
+from minires.train import compare
+
+
+def write_run(path, accuracies, **settings):
+    """A folder as examples/train_cifar.py leaves it after len(accuracies) epochs; minutes are its epochs."""
+    path.mkdir(parents=True)
+    settings = {"depth": 20, "dataset": "Colours", "epochs": len(accuracies), "lr": 0.1, "seed": 0, **settings}
+    records = [
+        {"epoch": i + 1, "step": 10 * (i + 1), "loss": 2 / (i + 1), "accuracy": accuracy - 0.1, "seconds": 60.0,
+         "test_loss": 1 / (i + 1), "test_accuracy": accuracy}
+        for i, accuracy in enumerate(accuracies)
+    ]  # fmt: skip
+    (path / "config.json").write_text(json.dumps(settings))
+    (path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds of one experiment, whose best epoch is not the last, and another experiment."""
+    return [
+        compare.read_run(write_run(tmp_path / "a", [0.9, 0.8])),
+        compare.read_run(write_run(tmp_path / "b", [0.2, 0.7], lr=0.3)),
+        compare.read_run(write_run(tmp_path / "c", [0.5, 0.82], seed=1)),
+    ]
+
+
+def test_the_table_shows_what_differs_and_the_last_epoch(runs):
+    common, rows = compare.table(runs)
+    assert common == "depth 20, dataset Colours, epochs 2"
+    assert rows == [
+        ["run", "lr", "seed", "done", "train loss", "test loss", "test accuracy", "minutes"],
+        ["a", "0.1", "0", "2", "1.0000", "0.5000", "80.00 %", "2.0"],
+        ["c", "0.1", "1", "2", "1.0000", "0.5000", "82.00 %", "2.0"],
+        ["mean ± std of 2", "", "", "", "", "", f"81.00 ± {100 * statistics.stdev([0.8, 0.82]):.2f} %", ""],
+        ["b", "0.3", "0", "2", "1.0000", "0.5000", "70.00 %", "2.0"],
+    ]
+    assert compare.as_markdown(rows).splitlines()[1] == "|" + "---|" * 8
+    assert compare.as_markdown(rows).count("\n") == 5
+    text = compare.as_text(rows).splitlines()
+    assert {line.index(cell) for line, cell in zip(text, ["lr", "0.1", "0.1"])} == {len("mean ± std of 2") + 2}
+
+
+def test_settings_of_zero_and_false_are_told_apart_from_missing_ones(tmp_path):
+    paths = [
+        write_run(tmp_path / "a", [0.5], weight_decay=0.0, plain=False),
+        write_run(tmp_path / "b", [0.5], weight_decay=1e-4, plain=True),
+        write_run(tmp_path / "c", [0.5]),
+    ]
+    _, rows = compare.table([compare.read_run(path) for path in paths])
+    assert [row[1:3] for row in rows] == [["plain", "weight_decay"], ["no", "0.0"], ["yes", "0.0001"], ["-", "-"]]
+
+
+def test_a_run_that_has_not_ended(tmp_path):
+    going, ended = write_run(tmp_path / "a", [0.5], epochs=3), write_run(tmp_path / "b", [0.5])
+    (ended / "results.json").write_text(json.dumps({"minutes": 7.04}))
+    _, rows = compare.table([compare.read_run(going), compare.read_run(ended)])
+    assert [(row[2], row[-1]) for row in rows[1:]] == [("1 of 3", "1.0"), ("1", "7.0")]
+
+
+def test_the_curves(runs):
+    pytest.importorskip("matplotlib")
+    left, right = compare.overlay(runs, "title").axes
+    assert len(left.lines) == len(right.lines) == 6  # training and test of three runs
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [2, 1])
+    np.testing.assert_allclose(left.lines[1].get_ydata(), [1, 0.5])
+    np.testing.assert_allclose(right.lines[1].get_ydata(), [10, 20])
+    assert left.lines[0].get_color() == right.lines[1].get_color() != right.lines[2].get_color()
+
+
+def test_names_that_are_the_same(tmp_path):
+    pytest.importorskip("matplotlib")
+    same = [compare.read_run(write_run(tmp_path / parent / "x", [0.5])) for parent in ("a", "b")]
+    texts = [text.get_text() for text in compare.overlay(same).legends[0].get_texts()]
+    assert texts == [str(tmp_path / "a" / "x"), str(tmp_path / "b" / "x"), "training", "test set"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", None, "config.json: not a file of a run"),
+        ("config.json", "{", "config.json: not a file of a run"),
+        ("config.json", "[]", "config.json: not a file of a run"),
+        ("config.json", "{}", "not the log of a run"),
+        ("config.json", "\xff", "config.json: not a file of a run"),
+        ("results.json", "?", "results.json: not a file of a run"),
+        ("log.jsonl", None, "log.jsonl: not the log of a run"),
+        ("log.jsonl", "", "log.jsonl: no epoch has ended yet"),
+        ("log.jsonl", '{"epoch": 1}\n', "log.jsonl: not the log of a run"),
+        ("log.jsonl", "[1]\n", "log.jsonl: not the log of a run"),
+    ],
+)
+def test_damaged_folders(tmp_path, name, content, said):
+    path = write_run(tmp_path / "a", [0.5])
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_text(content, encoding="latin-1")
+    with pytest.raises(compare.RunError, match=said):
+        compare.read_run(path)
