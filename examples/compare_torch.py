@@ -186,16 +186,23 @@ def differences(record: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
+def steps_together(record: dict[str, Any]) -> dict[str, int]:
+    """For how many steps, from the first, the losses differ by no more than `CLOSE`."""
+    return {names: int(np.argmax([*(values > CLOSE), True])) for names, values in differences(record).items()}
+
+
+def tail(record: dict[str, Any]) -> int:
+    """The last tenth of the steps: their mean loss says how well a network was learning in the end."""
+    return max(len(record["losses"]["minires"]) // 10, 1)
+
+
 def report(record: dict[str, Any]) -> None:
     """Print how long the losses agree, and what the networks are worth at the end."""
-    for names, difference in differences(record).items():
-        apart = np.flatnonzero(difference > CLOSE)
-        agree = apart[0] if len(apart) else len(difference)
-        say(f"{names}: first difference {difference[0]:.1e}, at most {CLOSE:g} for {agree} steps")
+    for names, steps in steps_together(record).items():
+        say(f"{names}: losses at most {CLOSE:g} apart for {steps} steps")
     for name, values in record["losses"].items():
-        tail = max(len(values) // 10, 1)
-        accuracy = 100 * record["test_accuracy"][name][-1]
-        say(f"{name}: loss {np.mean(values[-tail:]):.4f} (mean of the last {tail}), test accuracy {accuracy:.2f} %")
+        loss, accuracy = np.mean(values[-tail(record) :]), 100 * record["test_accuracy"][name][-1]
+        say(f"{name}: loss {loss:.4f} (mean of the last {tail(record)} steps), test accuracy {accuracy:.2f} %")
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

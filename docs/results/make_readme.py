@@ -1,0 +1,194 @@
+"""Writes README.md in this folder, from the files beside it. Nothing in that table is typed by hand.
+
+    python docs/results/make_readme.py              # after a run's folder was copied here
+    python docs/results/make_readme.py --check      # exit status 1 if README.md says anything else; a test does this
+
+trained/      folders of examples/train_cifar.py, without the two .safetensors files
+ablation/     those of examples/ablation.py
+degradation/  those of examples/degradation.py
+torch/        of examples/compare_torch.py
+cpu/          of examples/benchmark.py and examples/cpu_ladder.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "examples"))
+
+import ablation  # noqa: E402  (examples/ablation.py)
+import compare_torch  # noqa: E402
+
+from minires import models  # noqa: E402
+from minires.train import compare  # noqa: E402
+
+HEAD = """\
+# Results
+
+Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
+its command beside it. An accuracy is that of the last epoch, on all 10,000 test images, never the best of several
+epochs. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
+to be compared with numbers measured on those. `minires report` shows any of these folders side by side.
+"""
+
+
+def main() -> int:
+    text, path = page(), HERE / "README.md"
+    if sys.argv[1:] == ["--check"]:
+        if path.read_text() == text:
+            return 0
+        print(f"{path} is not what the files beside it say: run {Path(__file__).name}", file=sys.stderr)
+        return 1
+    path.write_text(text)
+    return 0
+
+
+def page() -> str:
+    """The whole of README.md."""
+    return "\n".join([HEAD, *trained(), *ablations(), *degradations(), *torch(), *cpu(), *not_run()])
+
+
+def runs_in(name: str) -> list[compare.Run]:
+    """The runs in the folders of `name`, by depth."""
+    runs = [compare.read_run(path.parent) for path in sorted((HERE / name).glob("*/results.json"))]
+    return sorted(runs, key=lambda run: (run.settings["depth"], run.settings["epochs"]))
+
+
+def trained() -> list[str]:
+    rows = [["run", "network", "data", "epochs", "batch", "optimiser", "test accuracy", "training loss", "s an epoch",
+             "machine"]]  # fmt: skip
+    commands = []
+    for group in compare.repetitions(runs_in("trained")):
+        for run in group:
+            s = run.settings
+            planned = f" of {s['epochs']}" if run.records[-1]["epoch"] < s["epochs"] else ""
+            rows.append([
+                f"[{run.name}](trained/{run.name})",
+                f"{run.network}{', ImageNet stem' if s['stem'] == 'imagenet' else ''}",
+                s["dataset"],
+                f"{run.records[-1]['epoch']:.4g}{planned}",
+                str(s["batch_size"]),
+                f"{s['optimizer']}, {s['schedule']} {s['lr']:g}, weight decay {s['weight_decay']:g}"
+                + (f", smoothing {s['label_smoothing']:g}" if s["label_smoothing"] else ""),
+                compare.percent([run.accuracy]),
+                f"{run.records[-1]['loss']:.3f}",
+                f"{statistics.median(record['seconds'] for record in run.records):.0f}",
+                machine(run),
+            ])  # fmt: skip
+            commands.append(s["commands"][0])
+        if len(group) > 1:
+            accuracy = compare.percent([run.accuracy for run in group])
+            rows.append([f"mean ± std of {len(group)} seeds", *[""] * 5, f"**{accuracy}**", "", "", ""])
+    return ["## Trained networks\n", compare.as_markdown(rows), "", *code(commands)]
+
+
+def machine(run: compare.Run) -> str:
+    """Such as "1 thread of 2 cores, AMD EPYC"."""
+    m = run.results["machine"]
+    return f"{m['threads']} thread{'s' if m['threads'] > 1 else ''} of {m['cores']} cores, {m['processor']}"
+
+
+def ablations() -> list[str]:
+    runs = runs_in("ablation")
+    if not runs:
+        return []
+    runs.sort(key=lambda run: list(ablation.ROWS).index(run.name))
+    s = runs[0].settings
+    about = (
+        f"{runs[0].network}, {s['dataset']}, {s['epochs']} epochs, one thing changed at a time from the default: "
+        f"{s['optimizer']}, {s['schedule']} {s['lr']:g}, weight decay {s['weight_decay']:g}, "
+        f"batches of {s['batch_size']}. {machine(runs[0])}."
+    )
+    rows = ablation.table(runs)
+    for row in rows[1:]:
+        row[0] = row[0] if row[0].startswith("mean") else f"[{row[0]}](ablation/{row[0]})"
+        row[1] = f"`{row[1]}`" if row[1].startswith("--") else row[1]
+    picture = "\n![Test accuracy of each row](ablation/ablation.png)\n"
+    return ["## What each part of the recipe is worth\n", about + "\n", compare.as_markdown(rows), picture,
+            *code(["python examples/ablation.py --data cifar10"])]  # fmt: skip
+
+
+def degradations() -> list[str]:
+    runs = runs_in("degradation")
+    if not runs:
+        return []
+    rows = [["network", "epochs", "training error", "test error", "training loss"]]
+    for run in runs:
+        last = run.records[-1]
+        train_error, test_error = compare.percent([1 - last["accuracy"]]), compare.percent([1 - last["test_accuracy"]])
+        link = f"[{run.network}](degradation/{run.name})"
+        rows.append([link, f"{last['epoch']}", train_error, test_error, f"{last['loss']:.3f}"])
+    about = (
+        f"{runs[0].settings['dataset']}, seed {runs[0].settings['seed']}, the paper's recipe in short. The training "
+        "error is that of the last epoch, on augmented images. What it shows is told in "
+        "[residual-learning.md](../residual-learning.md).\n"
+    )
+    return ["## Plain and residual networks\n", about, compare.as_markdown(rows), "",
+            *code(["python examples/degradation.py --data cifar10"])]  # fmt: skip
+
+
+def torch() -> list[str]:
+    lines = []
+    for path in sorted((HERE / "torch").glob("*/losses.json")):
+        record, name = json.loads(path.read_text()), path.parent.name
+        apart = compare_torch.steps_together(record)
+        ours, theirs = apart["minires and PyTorch"], apart["PyTorch and PyTorch, nudged"]
+        lines.append(
+            f"\nResNet-{record['depth']} on {record['dataset']}, {record['optimizer']} {record['lr']:g}, "
+            f"{record['epochs']} epochs, PyTorch {record['torch']}. The two losses differ by at most "
+            f"{compare_torch.CLOSE:g} for the first {ours} steps, those of PyTorch and of PyTorch with one weight "
+            f"moved by {record['nudge']:g} of itself for the first {theirs}.\n"
+        )
+        rows = [["", "test accuracy", f"training loss, mean of the last {compare_torch.tail(record)} steps"]]
+        for library, losses in record["losses"].items():
+            accuracy = compare.percent([record["test_accuracy"][library][-1]])
+            rows.append([library, accuracy, f"{statistics.fmean(losses[-compare_torch.tail(record) :]):.4f}"])
+        lines += [
+            compare.as_markdown(rows),
+            f"\n![Both loss curves](torch/{name}/losses.png)\n",
+            *code([record["command"]]),
+        ]
+    return ["## The same training in PyTorch\n", *lines] if lines else []
+
+
+def cpu() -> list[str]:
+    return [
+        "## Times of the CPU kernels\n",
+        "Raw, with versions: [cpu/benchmark.json](cpu/benchmark.json), [cpu/scaling.json](cpu/scaling.json), "
+        "[cpu/ladder-resnet18.json](cpu/ladder-resnet18.json).\n",
+        *code([
+            "python examples/benchmark.py --rounds 2 --seconds 9",
+            "python examples/benchmark.py --scaling",
+            "python examples/cpu_ladder.py --rounds 2 --steps 3",
+        ]),
+    ]  # fmt: skip
+
+
+def not_run() -> list[str]:
+    runs = runs_in("trained")
+    done = {(run.settings["depth"], run.settings["stem"]) for run in runs}
+    small = [str(depth) for depth in models.resnet_cifar.DEPTHS if (depth, "cifar") not in done]
+    large = {
+        stem: [str(depth) for depth in models.resnet.CONFIGURATIONS if (depth, stem) not in done]
+        for stem in models.resnet.STEMS
+    }
+    lines = [f"- ResNet-{', '.join(small)} (the paper's networks for CIFAR-10)"] if small else []
+    lines += [f"- ResNet-{', '.join(depths)} with the {stem} stem" for stem, depths in large.items() if depths]
+    if all(run.results["device"] == "cpu" for run in runs):
+        lines.append("- anything on a GPU")
+    if all(run.settings["dataset"] != "CIFAR-10" for run in runs):
+        lines.append("- anything on the original CIFAR-10 files")
+    return ["## Not trained yet\n", *lines, ""]
+
+
+def code(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines] + [""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""docs/results: what is published has its files beside it, and the documentation says nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minires.train import compare
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results"
+RUNS = sorted(path.parent for path in RESULTS.glob("*/*/results.json"))
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def test_the_page_of_results_is_what_the_files_say():
+    done = subprocess.run([sys.executable, RESULTS / "make_readme.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_published_run_is_complete(path):
+    run = compare.read_run(path)
+    assert run.results["test_accuracy"] == run.accuracy == run.records[-1]["test_accuracy"]
+    assert run.results["test_images"] == 10_000
+    assert run.results["seed"] == run.settings["seed"]
+    assert all(re.match(r"python examples/\w+\.py ", command) for command in run.settings["commands"])
+    assert {"processor", "cores", "threads", "platform"} <= set(run.results["machine"])
+    if path.parent.name == "trained":
+        for picture in ("curves.png", "confusion.png", "mistakes.png"):
+            assert (path / picture).read_bytes().startswith(b"\x89PNG")
+    assert not list(path.glob("*.safetensors"))
+    assert all(file.stat().st_size < 1 << 20 for file in path.iterdir())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_accuracy_in_the_documentation_is_one_of_the_results(page):
+    """A share with two decimals is an accuracy or an error, and stands in the page that the files make."""
+    published = set(re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)? %", (RESULTS / "README.md").read_text()))
+    quoted = set(re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)? %", page.read_text()))
+    assert quoted <= published
+
+
+def test_every_picture_and_file_that_is_linked_exists():
+    for page in [*PAGES, RESULTS / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_number_is_left_over():
+    """Every run that is published is shown on the page."""
+    text = (RESULTS / "README.md").read_text()
+    for path in RUNS:
+        assert f"({path.parent.name}/{path.name})" in text
+        assert json.loads((path / "config.json").read_text())["commands"][0].startswith("python ")
