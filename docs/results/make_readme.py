@@ -33,7 +33,8 @@ HEAD = """\
 Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
 its command beside it. An accuracy is that of the last epoch, on all 10,000 test images, never the best of several
 epochs. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
-to be compared with numbers measured on those. `minires report` shows any of these folders side by side.
+to be compared with numbers measured on those. Times are those of a machine shared with other work, often with a second
+run beside. `minires report` shows any of these folders side by side.
 """
 
 
