@@ -3,6 +3,7 @@
     python examples/benchmark.py                                # the four networks, training and inference
     python examples/benchmark.py resnet20 --rounds 5 --json results.json
     python examples/benchmark.py --scaling                      # a step's time against depth and batch size; the data
+    python examples/benchmark.py --show results.json            # the tables of such a file again, nothing measured
 
 A training step is forward, cross-entropy, backward and Adam; inference is `minires.fold(model)` under no_grad against
 `model.eval()` under inference_mode. PyTorch uses channels_last, its faster layout, and as many threads as minires has
@@ -19,18 +20,20 @@ step, so that other work on the machine disturbs both alike. `--rounds` times bo
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
 import json
 import math
 import os
-import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,29 +53,44 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="of timed steps in each round of each case and work")
     parser.add_argument("--scaling", action="store_true", help="time steps of other depths and batch sizes instead")
     parser.add_argument("--json", metavar="FILE", help="write everything there")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of such a file, and measure nothing")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         library, depth, stem, size, batch_size, work = args.one
         serve(library, (int(depth), stem if stem != "None" else None, int(size), int(batch_size)), work)
         return
-    records = scaling() if args.scaling else compare(args.cases or list(CASES), args.rounds, args.seconds)
+    if args.show:
+        with open(args.show) as file:
+            record = json.load(file)
+        tables = [table(record)] if "measurements" in record else [depth_table(record), batch_table(record)]
+        print("\n\n".join(tables))
+        return
+    record = scaling() if args.scaling else compare(args.cases or list(CASES), args.rounds, args.seconds)
     if args.json:
-        import minires as mr
-
-        machine = {"platform": platform.platform(), "info": mr.info()}
         with open(args.json, "w") as file:
-            json.dump({"command": sys.argv[1:], "machine": machine, **records}, file, indent=1)
+            json.dump({**about(), **record}, file, indent=1)
+
+
+def about() -> dict[str, Any]:
+    """What every file of measurements begins with: how it was made, when, and on what."""
+    import minires as mr
+
+    command = ["python", f"examples/{os.path.basename(sys.argv[0])}", *sys.argv[1:]]
+    return {"command": shlex.join(command), "date": datetime.date.today().isoformat(), "info": mr.info()}
+
+
+def name_of(case: str) -> str:
+    """Such as "ResNet-20, 32x32, batch 128"."""
+    depth, _, size, batch_size = CASES[case]
+    return f"ResNet-{depth}, {size}x{size}, batch {batch_size}"
 
 
 def compare(cases: list[str], rounds: int, seconds: float) -> dict[str, Any]:
-    """Print the table, a line as soon as it is measured, and return what was measured."""
+    """Print the table, a row as soon as it is measured, and return what was measured."""
     libraries = ["minires"] + ["torch"] * (importlib.util.find_spec("torch") is not None)
     measurements, versions = [], {}
-    print(
-        f"{'network':<15}{'work':<11}{'minires':>9}{'PyTorch':>9}{'ratio':>7}{'quartiles':>12}   memory in MB, ratio   "
-        "start in s     floor"
-    )
+    print(markdown([COLUMNS]))
     for case in cases:
         for work in ("training", "inference"):
             results: dict[str, dict[str, list]] = {
@@ -90,26 +108,47 @@ def compare(cases: list[str], rounds: int, seconds: float) -> dict[str, Any]:
                     versions[library] = process.version
             record = {"case": case, "work": work, "results": results, "floor": floor(CASES[case], work)}
             measurements.append(record)
-            print(line(record), flush=True)
+            print(markdown_row(row(record)), flush=True)
     return {"versions": versions, "measurements": measurements}
 
 
-def line(record: dict) -> str:
-    """A row of the table."""
-    results = record["results"]
-    ours, torch = results["minires"], results.get("torch")
+COLUMNS = ["network", "work", "minires", "PyTorch", "ratio", "quartiles", "peak memory", "ratio", "start", "floor"]
+
+
+def row(record: dict) -> list[str]:
+    """The cells of a measurement, one for each of COLUMNS; empty where there was no PyTorch to compare with."""
+    ours, torch = record["results"]["minires"], record["results"].get("torch")
     median = statistics.median
-    text = f"{record['case']:<15}{record['work']:<11}{1e3 * median(ours['seconds']):9.0f}"
+    memory, start = f"{median(ours['megabytes']):.0f}", f"{median(ours['start']):.1f}"
+    theirs = ratio = quartiles = memory_ratio = ""
     if torch:
         low, middle, high = np.percentile(np.divide(ours["seconds"], torch["seconds"]), [25, 50, 75])
-        memory = median(ours["megabytes"]), median(torch["megabytes"])
-        text += f"{1e3 * median(torch['seconds']):9.0f}{middle:7.2f}{low:7.2f}-{high:.2f}"
-        text += f"   {memory[0]:6.0f} {memory[1]:6.0f} {memory[0] / memory[1]:5.2f}"
-        text += f"   {median(ours['start']):5.1f} {median(torch['start']):5.1f}"
-    else:
-        text += f"{'-':>9}{'-':>7}{'-':>12}   {median(ours['megabytes']):6.0f}{'-':>7}{'-':>6}"
-        text += f"   {median(ours['start']):5.1f}{'-':>6}"
-    return text + f"{1e3 * record['floor']:9.0f}"
+        theirs, ratio, quartiles = (
+            f"{1e3 * median(torch['seconds']):.0f} ms",
+            f"**{middle:.2f}**",
+            f"{low:.2f}-{high:.2f}",
+        )
+        memory_ratio = f"{median(ours['megabytes']) / median(torch['megabytes']):.2f}"
+        memory += f" / {median(torch['megabytes']):.0f}"
+        start += f" / {median(torch['start']):.1f}"
+    return [
+        name_of(record["case"]), record["work"], f"{1e3 * median(ours['seconds']):.0f} ms", theirs, ratio, quartiles,
+        f"{memory} MB", memory_ratio, f"{start} s", f"{1e3 * record['floor']:.0f} ms",
+    ]  # fmt: skip
+
+
+def table(record: dict, columns: int = len(COLUMNS)) -> str:
+    """The first columns of the table of what `compare` returned."""
+    return markdown([cells[:columns] for cells in [COLUMNS, *map(row, record["measurements"])]])
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """The cells as a table for a page, the header first."""
+    return "\n".join([markdown_row(rows[0]), "|---" * len(rows[0]) + "|", *map(markdown_row, rows[1:])])
+
+
+def markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 class Process:
@@ -286,19 +325,17 @@ def scaling() -> dict[str, Any]:
         return 1e3 * statistics.median(times)
 
     records: dict[str, Any] = {"depth": [], "batch": []}
-    print("depth  batch   ms a step   GFLOP a step   GFLOP/s")
     for depths, batch_size in (((20, 32, 44, 56, 110), 128), ((18, 34, 50, 101, 152), 16)):
         for depth in depths:
             flops = 6 * mr.summary(mr.models.build(depth), (32, 32, 3)).macs * batch_size  # forward and twice backward
             took = milliseconds(depth, batch_size)
             records["depth"].append({"depth": depth, "batch_size": batch_size, "milliseconds": took, "flops": flops})
-            print(f"{depth:5d}{batch_size:7d}{took:12.0f}{flops / 1e9:15.1f}{flops / took / 1e6:10.1f}", flush=True)
-    print("depth  batch   ms a step   ms an image")
+    print(depth_table(records), end="\n\n", flush=True)
     for depth in (20, 18):
         for batch_size in (8, 16, 32, 64, 128, 256):
             took = milliseconds(depth, batch_size)
             records["batch"].append({"depth": depth, "batch_size": batch_size, "milliseconds": took})
-            print(f"{depth:5d}{batch_size:7d}{took:12.0f}{took / batch_size:14.2f}", flush=True)
+    print(batch_table(records), flush=True)
 
     from minires import data
 
@@ -309,8 +346,30 @@ def scaling() -> dict[str, Any]:
     start = time.perf_counter()
     batches = sum(1 for _ in loader.epoch(0))
     records["batch_milliseconds"] = 1e3 * (time.perf_counter() - start) / batches
-    print(f"a batch of 128 augmented images takes {records['batch_milliseconds']:.1f} ms to make")
+    print(f"\na batch of 128 augmented images takes {records['batch_milliseconds']:.1f} ms to make")
     return records
+
+
+def depth_table(record: dict) -> str:
+    """A step's time and work against depth: the networks of one batch size beside those of another."""
+    groups: dict[int, list[list[str]]] = {}
+    for entry in record["depth"]:
+        depth, took, flops = entry["depth"], entry["milliseconds"], entry["flops"]
+        cells = [f"ResNet-{depth}", f"{took:.0f}", f"{flops / 1e9:.0f}", f"{flops / took / 1e6:.0f}"]
+        groups.setdefault(entry["batch_size"], []).append(cells)
+    header = [[f"network, batch {size}", "ms", "GFLOP", "GFLOP/s"] for size in groups]
+    return markdown([list(chain(*cells)) for cells in [header, *zip(*groups.values())]])
+
+
+def batch_table(record: dict) -> str:
+    """A step's time for an image, against the batch size."""
+    networks: dict[int, dict[int, float]] = {}
+    for entry in record["batch"]:
+        networks.setdefault(entry["depth"], {})[entry["batch_size"]] = entry["milliseconds"] / entry["batch_size"]
+    sizes = [str(size) for size in next(iter(networks.values()))]
+    rows = [[f"ResNet-{depth}, ms an image", *(f"{took:#.3g}" for took in values.values())]
+            for depth, values in networks.items()]  # fmt: skip
+    return markdown([["batch", *sizes], *rows])
 
 
 def peak_bytes() -> int:

@@ -2,6 +2,7 @@
 
     python examples/cpu_ladder.py                       # ResNet-18, batch 64
     python examples/cpu_ladder.py --depth 101 --batch-size 32 --json ladder.json
+    python examples/cpu_ladder.py --show ladder.json    # the table again, nothing measured
 
 Every rung runs in a process of its own, in turns, `--rounds` times; the table shows the median step of all rounds.
 A step is forward, loss, backward and Adam, on random 32x32 images.
@@ -13,12 +14,12 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 
+import benchmark
 import numpy as np
 
 import minires as mr
@@ -41,10 +42,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each round, after one that is not timed")
     parser.add_argument("--json", metavar="FILE", help="write every time there, in seconds")
+    parser.add_argument("--show", metavar="FILE", help="print the table of such a file, and measure nothing")
     parser.add_argument("--rung", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rung is not None:
         print(json.dumps(step_times(args.depth, args.batch_size, args.steps, fused=RUNGS[args.rung][2])))
+        return
+    if args.show:
+        with open(args.show) as file:
+            print(table(json.load(file)))
         return
 
     times: list[list[float]] = [[] for _ in RUNGS]
@@ -57,17 +63,27 @@ def main() -> None:
             ).stdout
             times[i] += json.loads(output)
 
-    medians = [statistics.median(t) for t in times]
-    print(f"ResNet-{args.depth}, batch {args.batch_size}: milliseconds for a training step")
-    for (name, _, _), median, before in zip(RUNGS, medians, [medians[0], *medians]):
-        print(f"{name:<45}{1e3 * median:8.0f}   {before / median:5.2f} times faster than the line before")
+    record = {
+        "depth": args.depth, "batch_size": args.batch_size,
+        "rungs": [{"name": name, "seconds": t} for (name, _, _), t in zip(RUNGS, times)],
+    }  # fmt: skip
+    print(table(record))
     if args.json:
-        record = {
-            "depth": args.depth, "batch_size": args.batch_size, "machine": platform.platform(), "info": mr.info(),
-            "rungs": [{"name": name, "seconds": t} for (name, _, _), t in zip(RUNGS, times)],
-        }  # fmt: skip
         with open(args.json, "w") as file:
-            json.dump(record, file, indent=1)
+            json.dump({**benchmark.about(), **record}, file, indent=1)
+
+
+def table(record: dict) -> str:
+    """The rungs, for a page."""
+    rows = [[f"ResNet-{record['depth']}, batch {record['batch_size']}", "step", "fastest and slowest",
+             "faster than the rung before"]]  # fmt: skip
+    before = None
+    for rung in record["rungs"]:
+        took = statistics.median(rung["seconds"])
+        spread = f"{1e3 * min(rung['seconds']):.0f}-{1e3 * max(rung['seconds']):.0f} ms"
+        rows.append([rung["name"], f"{1e3 * took:.0f} ms", spread, f"{before / took:.2f} times" if before else ""])
+        before = took
+    return benchmark.markdown(rows)
 
 
 def step_times(depth: int, batch_size: int, steps: int, fused: bool) -> list[float]:

@@ -58,3 +58,40 @@ def test_no_number_is_left_over():
     for path in RUNS:
         assert f"({path.parent.name}/{path.name})" in text
         assert json.loads((path / "config.json").read_text())["commands"][0].startswith("python ")
+
+
+def test_the_tables_of_the_cpu_kernels_are_what_the_files_say():
+    done = subprocess.run([sys.executable, RESULTS / "make_tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_table_of_times_on_the_cpu_is_one_of_those():
+    """None is typed by hand, in the chapter or below the README's heading."""
+    readme, chapter = (DOCS.parent / "README.md").read_text(), (DOCS / "fast-cpu.md").read_text()
+    for text in (readme.partition("## What is measured")[2], chapter):
+        by_hand = re.sub(r"<!-- [\w-]+ -->.*?<!-- end -->", "", text, flags=re.DOTALL)
+        assert "\n|" not in by_hand
+        assert not re.findall(r"\d (?:ms|µs|GFLOP/s|MB/s)\b", by_hand)
+
+
+@pytest.mark.parametrize("name", ["benchmark", "scaling", "ladder-resnet18", "details"])
+def test_a_file_of_times_says_how_it_was_made(name):
+    path = RESULTS / "cpu" / f"{name}.json"
+    record = json.loads(path.read_text())
+    assert re.fullmatch(rf"python examples/\w+\.py .*--json docs/results/cpu/{name}\.json", record["command"])
+    assert {"versions", "processor", "platform", "blas", "threads"} <= set(record["info"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
+
+
+def test_show_prints_the_tables_without_measuring():
+    for script, name in (("benchmark", "scaling"), ("cpu_ladder", "ladder-resnet18"), ("cpu_details", "details")):
+        command = [
+            sys.executable,
+            DOCS.parent / "examples" / f"{script}.py",
+            "--show",
+            RESULTS / "cpu" / f"{name}.json",
+        ]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = [line for line in printed.splitlines() if line.startswith("|")]
+        assert rows
+        assert set(rows) <= set((DOCS / "fast-cpu.md").read_text().splitlines())

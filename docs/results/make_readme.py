@@ -7,7 +7,7 @@ trained/      folders of examples/train_cifar.py, without the two .safetensors f
 ablation/     those of examples/ablation.py
 degradation/  those of examples/degradation.py
 torch/        of examples/compare_torch.py
-cpu/          of examples/benchmark.py and examples/cpu_ladder.py
+cpu/          of examples/benchmark.py, cpu_ladder.py and cpu_details.py; make_tables.py puts them into the chapter
 """
 
 from __future__ import annotations
@@ -158,16 +158,14 @@ def torch() -> list[str]:
 
 
 def cpu() -> list[str]:
+    paths = sorted((HERE / "cpu").glob("*.json"))
     return [
         "## Times of the CPU kernels\n",
-        "Raw, with versions: [cpu/benchmark.json](cpu/benchmark.json), [cpu/scaling.json](cpu/scaling.json), "
-        "[cpu/ladder-resnet18.json](cpu/ladder-resnet18.json).\n",
-        *code([
-            "python examples/benchmark.py --rounds 2 --seconds 9",
-            "python examples/benchmark.py --scaling",
-            "python examples/cpu_ladder.py --rounds 2 --steps 3",
-        ]),
-    ]  # fmt: skip
+        f"Raw, with versions: {', '.join(f'[cpu/{path.name}](cpu/{path.name})' for path in paths)}. "
+        "[make_tables.py](make_tables.py) puts them into [fast-cpu.md](../fast-cpu.md) and the "
+        "[README](../../README.md).\n",
+        *code([json.loads(path.read_text())["command"] for path in paths]),
+    ]
 
 
 def not_run() -> list[str]:

@@ -1,14 +1,14 @@
 """Matrix products in pieces of the size that BLAS multiplies fastest.
 
 OpenBLAS first copies ("packs") both factors into an order that suits its inner loop. For small products, up to about
-a million multiply-adds, it has kernels that skip the packing. They reach 100-112 GFLOP/s a core on a CPU with AVX-512,
-where the ordinary ones give 50-100, if what they read lies close together. So the weight is packed once by us,
+a million multiply-adds, it has kernels that skip the packing. On a CPU with AVX-512 they are up to twice as fast
+(docs/fast-cpu.md has the speeds), if what they read lies close together. So the weight is packed once by us,
 
     weight (K,O)  ->  panels (O/64, K, 64)     64 columns each, one panel after the other
 
 and a tall input is cut into blocks of 8 to 64 rows. Each small product is a block times a panel, (rows, K) @ (K, 64).
 Without panels the rows of 64 columns lie 4*O bytes apart; for O = 1024 they all compete for one place of the first
-cache, and the same small products give 42-90. No Python loop is needed: np.matmul over a four-dimensional view,
+cache, and what was gained is lost. No Python loop is needed: np.matmul over a four-dimensional view,
 (blocks, 1, rows, K) @ (panels, K, 64), calls BLAS once for each product.
 
 Source: OpenBLAS, interface/gemm.c (SMALL_MATRIX_OPT) and kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.

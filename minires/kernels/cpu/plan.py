@@ -8,7 +8,7 @@
 
 The bounds were measured on two Zen 4 cores (1 MB second-level cache each) with OpenBLAS 0.3.31. Below 32 channels
 the transforms cost Winograd more than the products it saves. The environment variable MINIRES_CONV=direct turns
-Winograd off: it rounds 4-10 times as coarsely (docs/fast-cpu.md has both errors).
+Winograd off: it rounds about ten times as coarsely (docs/fast-cpu.md has both errors).
 
 Reading order: after matmul.py. Next: convolution.py.
 """

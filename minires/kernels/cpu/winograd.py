@@ -12,8 +12,8 @@ matrix products as well, since Bᵀ d B with d flattened to 36 numbers is (Bᵀ 
 Backward transposes the three steps. The transform of dy (padded, 6x6 patches) is used twice: for dx, which is the
 convolution of dy with the turned weight, and for the weight gradient, Gᵀ [ (A x Aᵀ) * (Bᵀ dy B) ] G.
 
-Measured: a ResNet-18 training step from 1323 to 778 ms. The price is rounding: the transforms multiply by up to 25,
-and a float32 result is 3e-6 away from the exact one (relative, L2) where im2col's is 3e-7.
+A ResNet-18 training step takes six tenths of its time (docs/fast-cpu.md). The price is rounding: the transforms
+multiply by up to 25, and a float32 result is 3e-6 away from the exact one (relative, L2) where im2col's is 3e-7.
 
 Source: Lavin and Gray 2015, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), F(4x4, 3x3).
 Reading order: after convolution.py. Next: batch_norm.py.

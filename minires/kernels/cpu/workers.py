@@ -3,8 +3,8 @@
 NumPy releases Python's global lock while it computes, so plain Python threads run array work side by side.
 A kernel splits its batch into one part for each worker and gives each part, start to end, to one thread;
 BLAS is held to one thread meanwhile, since its own threads would compete for the same cores. Matrix products
-gain nothing from this, but all the rest (im2col, batch norm, ReLU) becomes parallel too: a ResNet-18 training
-step of one worker takes 2503 ms, of two 1323 (docs/fast-cpu.md).
+gain nothing from this, but all the rest (im2col, batch norm, ReLU) becomes parallel too: two workers take little
+more than half as long as one for a ResNet-18 training step (docs/fast-cpu.md has the times).
 
 Two rules make it work. Calls of less than 20 microseconds do not scale, because each holds the lock to start:
 so few, large calls. And an array of more than a megabyte has left the cache before the next operation reads it:

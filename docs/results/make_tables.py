@@ -1,0 +1,113 @@
+"""Writes the measured tables and sentences of README.md and docs/fast-cpu.md, from the files in cpu/.
+
+    python docs/results/make_tables.py              # after a file in cpu/ was measured again
+    python docs/results/make_tables.py --check      # exit status 1 if a page says anything else; a test does this
+
+They stand between comments, <!-- products --> and <!-- end --> say; the text around is typed by hand, and holds no
+measured number. Each file says how it was made: examples/benchmark.py, cpu_ladder.py and cpu_details.py.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import benchmark  # noqa: E402  (examples/benchmark.py)
+import cpu_details  # noqa: E402
+import cpu_ladder  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "docs" / "fast-cpu.md"]
+FILES = ["benchmark", "scaling", "ladder-resnet18", "details"]  # in cpu/
+
+
+def main() -> int:
+    texts, stale = blocks(), []
+    for path in PAGES:
+        before = path.read_text()
+        after = filled(before, texts)
+        if after != before:
+            stale.append(path.name)
+            if sys.argv[1:] != ["--check"]:
+                path.write_text(after)
+    if sys.argv[1:] == ["--check"] and stale:
+        print(f"{', '.join(stale)}: not what the files in cpu/ say: run {Path(__file__).name}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def filled(page: str, texts: dict[str, str]) -> str:
+    """The page with `texts` between its comments.
+
+    A comment at the start of a line ends a paragraph: a sentence therefore shares its line with the second of them, and
+    in the page other words stand before the first.
+    """
+
+    def block(match: re.Match) -> str:
+        text = texts[match[1]]
+        return f"<!-- {match[1]} -->\n{text}" + ("\n" if "\n" in text else "") + "<!-- end -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def blocks() -> dict[str, str]:
+    """What goes between the comments, by name."""
+    records = {name: json.loads((HERE / "cpu" / f"{name}.json").read_text()) for name in FILES}
+    speed, scaling, ladder, details = records.values()
+    return {
+        "headline": headline(speed),
+        "speed": benchmark.table(speed, columns=8),
+        "speed-with-start": benchmark.table(speed),
+        "speed-spread": spread(speed),
+        "depth": benchmark.depth_table(scaling),
+        "batch": benchmark.batch_table(scaling),
+        "loader": f"a batch of 128 augmented images takes {scaling['batch_milliseconds']:.1f} ms to make.",
+        "ladder": cpu_ladder.table(ladder),
+        **{f"{name}-on": measured_on(record) for name, record in records.items()},
+        **{name: cpu_details.table(name, rows) for name, rows in details["sections"].items()},
+    }
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """Such as "2 threads on an AMD EPYC, 25 November 2026, NumPy 2.4.6 (OpenBLAS 0.3.31), PyTorch 2.13.0"."""
+    info, date = record["info"], datetime.date.fromisoformat(record["date"])
+    blas = ", ".join(re.sub(r"^openblas (\d+\.\d+\.\d+).*", r"OpenBLAS \1", text) for text in info["blas"])
+    torch = record.get("versions", {}).get("torch", "").partition("+")[0]
+    parts = [f"{info['threads']} threads on {info['processor']}", f"{date.day} {date:%B %Y}"]
+    parts += [f"NumPy {info['versions']['numpy']} ({blas})", *([f"PyTorch {torch}"] if torch else [])]
+    return ", ".join(parts)
+
+
+def steps(record: dict[str, Any], case: str, work: str = "training") -> dict[str, list[float]]:
+    """The seconds of both libraries' steps."""
+    found = next(m for m in record["measurements"] if (m["case"], m["work"]) == (case, work))
+    return {library: result["seconds"] for library, result in found["results"].items()}
+
+
+def headline(record: dict[str, Any]) -> str:
+    ratios = []
+    for case in ("resnet18", "resnet101"):
+        both = steps(record, case)
+        ratios.append(f"{statistics.median(a / b for a, b in zip(both['minires'], both['torch'])):.2f}")
+    cores = {2: "two", 4: "four"}.get(record["info"]["threads"], record["info"]["threads"])
+    return (
+        f"On {cores} CPU cores a training step of ResNet-18 takes {ratios[0]} of PyTorch's time, "
+        f"one of ResNet-101 {ratios[1]}."
+    )
+
+
+def spread(record: dict[str, Any]) -> str:
+    took = [1e3 * seconds for seconds in steps(record, "resnet101")["torch"]]
+    return f"PyTorch's steps of ResNet-101, all the same work, took from {min(took):.0f} to {max(took):.0f} ms."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""examples/cpu_details.py: it measures the kernels and leaves them as they were."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import minires as mr
+import minires.functional as F
+from minires.kernels.cpu import convolution, matmul, plan, workers
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "cpu_details.py"
+sys.path.insert(0, str(SCRIPT.parent))
+cpu_details = importlib.import_module("cpu_details")
+
+
+def test_the_clock_counts_every_second_once_and_takes_itself_out_again():
+    model = mr.models.resnet20()
+    optimizer = mr.optim.Adam(model.parameters())
+    x, labels = mr.Tensor(cpu_details.normal(32, 32, 32, 3)), np.arange(32) % 10
+
+    def step():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+    before = workers.parallel, convolution.matmul, matmul.panels, mr.kernels.cpu.adam_update
+    measured = cpu_details.profiled(step, 3)
+    assert before == (workers.parallel, convolution.matmul, matmul.panels, mr.kernels.cpu.adam_update)
+    groups = measured["groups"]
+    used = {name for name in groups if name not in ("pooling", cpu_details.REST)}
+    for i, took in enumerate(measured["timed"]):
+        assert all(groups[name][i] > 0 for name in used)
+        assert 0 < groups[cpu_details.REST][i] < workers.count * took
+        assert sum(values[i] for values in groups.values()) <= workers.count * took * (1 + 1e-9)
+
+
+def test_a_group_inside_another_counts_for_itself_only():
+    clock = cpu_details.Clock()
+    with clock.group("outer"), clock.group("inner"):
+        cpu_details.time.sleep(0.02)
+    read = clock.read()
+    assert read["inner"] >= 0.02 > read["outer"]
+    assert not clock.read()
+
+
+def test_changed_restores_also_after_an_error():
+    bound = plan.COLUMN_BYTES
+    try:
+        with cpu_details.changed(plan, COLUMN_BYTES=1):
+            assert plan.COLUMN_BYTES == 1
+            raise KeyError
+    except KeyError:
+        pass
+    assert bound == plan.COLUMN_BYTES
+
+
+def test_the_program_writes_what_it_prints(tmp_path):
+    path = tmp_path / "details.json"
+    command = [sys.executable, SCRIPT, "--only", "products", "calls", "wakeup", "--seconds", "0.001", "--json", path]
+    printed = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([sys.executable, SCRIPT, "--show", path], capture_output=True, text=True, check=True).stdout
+    assert shown == printed
+    record = json.loads(path.read_text())
+    assert list(record["sections"]) == ["products", "calls", "wakeup"]
+    for row in record["sections"]["products"]:
+        assert all(0 < speed < 1e4 for speed in row["gflops"].values())
+
+
+def test_memory_is_given_back_where_the_library_cannot_ask_otherwise():
+    """The child of the section "memory": the package must import, and the patch must be gone afterwards."""
+    code = cpu_details.GIVE_BACK + "assert ctypes.CDLL is CDLL; from minires.kernels.cpu import workers; workers.count"
+    subprocess.run([sys.executable, "-c", code], check=True)
