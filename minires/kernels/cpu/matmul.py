@@ -1,7 +1,7 @@
 """Matrix products in pieces of the size that BLAS multiplies fastest.
 
 OpenBLAS first copies ("packs") both factors into an order that suits its inner loop. For small products, up to about
-a million multiply-adds, it has kernels that skip the packing. On a CPU with AVX-512 they are up to twice as fast
+a million multiply-adds, it has kernels that skip the packing. On a CPU with AVX-512 they are up to 1.7 times as fast
 (docs/fast-cpu.md has the speeds), if what they read lies close together. So the weight is packed once by us,
 
     weight (K,O)  ->  panels (O/64, K, 64)     64 columns each, one panel after the other
