@@ -1,0 +1,95 @@
+"""examples/ablation.py: rows are commands of train_cifar.py, each trained once, and a table of what they gave."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minires import data
+from minires.train import compare
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+ablation = importlib.import_module("ablation")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with Shapes-10 in data/, in which two rows have been trained."""
+    path = tmp_path_factory.mktemp("ablation")
+    data.shapes10(path / "data")
+    assert run(path, "--rows", "baseline", "batch-64").returncode == 0
+    return path
+
+
+def run(path, *arguments):
+    """A small experiment: 1 epoch, of 64 images."""
+    small = "--data shapes --data-dir data --train-size 64 --test-size 32 --epochs 1 --device cpu --out out"
+    command = [sys.executable, str(EXAMPLES / "ablation.py"), *small.split(), *map(str, arguments)]
+    return subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=300)
+
+
+def test_a_row_changes_one_thing(folder):
+    settings = [compare.read_run(folder / "out" / row).settings for row in ("baseline", "batch-64")]
+    changed = {name for name in settings[0] if settings[0][name] != settings[1][name]}
+    assert changed == {"batch_size", "lr", "commands"}  # the rate goes with the batch
+    assert (folder / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_row_is_not_trained_again(folder):
+    before = {path: path.read_bytes() for path in (folder / "out").glob("*/*")}
+    again = run(folder, "--rows", "baseline", "batch-64")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_interrupted_row_is_resumed(folder):
+    (folder / "out" / "batch-64" / "results.json").unlink()
+    again = run(folder, "--rows", "batch-64")
+    assert again.returncode == 0, again.stderr
+    assert "train_cifar.py --resume out/batch-64" in again.stdout
+    assert len(json.loads((folder / "out" / "batch-64" / "config.json").read_text())["commands"]) == 2
+
+
+def test_the_table(folder):
+    runs = [compare.read_run(folder / "out" / row) for row in ("baseline", "batch-64")]
+    accuracy = [100 * run.accuracy for run in runs]
+    header, first, second = ablation.table(runs)
+    assert [first[0], *first[-2:]] == ["baseline", f"{accuracy[0]:.2f} %", "-"]
+    assert second[1] == "--batch-size 64"
+    assert second[-1] == f"{accuracy[1] - accuracy[0]:+.2f}"
+    assert len(header) == len(first) == len(second)
+    drawn = run(folder, "--draw", "out")
+    assert drawn.returncode == 0, drawn.stderr
+    assert f"{accuracy[1]:.2f} %" in drawn.stdout
+
+
+def test_a_row_that_fails_ends_the_experiment(folder):
+    failed = run(folder, "--rows", "adam", "cosine", "--train-size", 99999)
+    assert failed.returncode == 2
+    assert "cosine" not in failed.stdout
+    assert not (folder / "out" / "adam").exists()
+
+
+def test_every_row_is_a_command_that_train_cifar_takes():
+    train_cifar = importlib.import_module("train_cifar")
+    known = train_cifar.make_parser()
+    for options in ablation.ROWS.values():
+        known.parse_args(shlex.split(options))  # exits, if it does not
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("--rows nothing", "invalid choice: 'nothing'"), ("--draw nowhere", "holds no finished row")],
+)
+def test_bad_arguments(folder, arguments, said):
+    refused = run(folder, *arguments.split())
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert said in refused.stderr
