@@ -1,18 +1,22 @@
-"""What each part of the recipe is worth: ResNet-20, trained again and again with one thing changed.
+"""What each part of the recipe is worth: ResNet-20, trained again and again with one part exchanged.
 
     python examples/ablation.py                      # all rows, one after the other; a finished one is not repeated
     python examples/ablation.py --rows baseline adam # only these
     python examples/ablation.py --draw FOLDER        # only the table and the picture, from the runs in FOLDER
 
 Every row is one command of examples/train_cifar.py, printed before it runs, with its own folder in runs/ablation (or
---out). The baseline comes with three seeds: a difference within their spread means nothing. The budget is short, so
-this says what learns fast; which recipe ends best after many more epochs is another question.
+--out). What goes with the part is exchanged too: the learning rate with the batch size, rate and weight decay with the
+optimiser; the table says all that differs. The baseline comes with three seeds: a difference within their spread means
+nothing. The budget is short, so this says what learns fast; which recipe ends best after many more epochs is another
+question. With label smoothing the training loss is another one, and not to be compared.
 
 Exit status: that of the first row that fails; 2 for unusable arguments.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -41,11 +45,11 @@ ROWS = {
     "flips-only": "--augmentation flip",
     "no-augmentation": "--augmentation none",
 }
-TRAIN = Path(__file__).with_name("train_cifar.py")
+TRAIN = os.path.relpath(Path(__file__).with_name("train_cifar.py"))
 
 
 def main() -> int:
-    parser = cli.Parser(description="ResNet-20 with one thing changed at a time.", allow_abbrev=False)
+    parser = cli.Parser(description="ResNet-20 with one part of the recipe exchanged.", allow_abbrev=False)
     add = parser.add_argument
     add("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     add("--epochs", type=cli.positive_int, default=6)
@@ -64,7 +68,10 @@ def main() -> int:
             return status
     runs = [compare.read_run(out / row) for row in ROWS if (out / row / "results.json").exists()]
     if not runs:
-        parser.error(f"argument --draw: {out} holds no finished row")
+        parser.error(f"{out} holds no finished row")
+    budgets = {(run.settings["dataset"], run.settings["epochs"], run.settings.get("train_size")) for run in runs}
+    if len(budgets) > 1:
+        parser.error(f"{out}: its rows differ in data or budget: {sorted(map(str, budgets))}")
     print(compare.as_text(table(runs)))
     try:
         draw(runs, out / "ablation.png")
@@ -76,11 +83,16 @@ def main() -> int:
 
 
 def train_row(row: str, args: Namespace, folder: Path) -> int:
-    """Train it, or what is left of it; the exit status."""
+    """Train it, or what is left of it; the exit status. Raises `RunError` if the folder has one of another budget."""
+    if (folder / "config.json").exists():
+        saved = json.loads((folder / "config.json").read_text())
+        for name in ("epochs", "train_size", "test_size", *(["data"] if args.data != "auto" else [])):
+            if saved.get(name) != getattr(args, name):
+                raise compare.RunError(f"{folder}: its {name} is {saved.get(name)}, not {getattr(args, name)}")
     if (folder / "results.json").exists():
         say(f"{row}: done before")
         return 0
-    command = ["python", str(TRAIN)]
+    command = ["python", TRAIN]
     if (folder / "state.safetensors").exists():
         command += ["--resume", str(folder)]
     else:
@@ -98,16 +110,19 @@ def train_row(row: str, args: Namespace, folder: Path) -> int:
 
 
 def table(runs: Sequence[compare.Run]) -> list[list[str]]:
-    """Cells: row, what is changed, losses, test accuracy, and the difference from the baseline's mean in points."""
+    """Cells: row, what differs, losses, test accuracy, and the difference from the baseline's mean in points."""
     baseline = [run.accuracy for run in runs if run.name.startswith("baseline")]
-    rows = [["row", "changed", "train loss", "test loss", "test accuracy", "against the baseline"]]
+    first = next((run.settings for run in runs if run.name == "baseline"), {})
+    rows = [["row", "differs in", "train loss", "test loss", "test accuracy", "against the baseline"]]
     for run in runs:
         last = run.records[-1]
         against = "-"
         if baseline and not run.name.startswith("baseline"):
             against = f"{100 * (run.accuracy - sum(baseline) / len(baseline)):+.2f}"
         losses = f"{last['loss']:.4f}", f"{last['test_loss']:.4f}"
-        rows.append([run.name, ROWS.get(run.name) or "nothing", *losses, compare.percent([run.accuracy]), against])
+        names = [name for name in run.settings if name == "seed" or name not in compare.NOT_COMPARED]
+        differs = [f"{name} {run.settings[name]}" for name in names if first and run.settings[name] != first.get(name)]
+        rows.append([run.name, ", ".join(differs), *losses, compare.percent([run.accuracy]), against])
     if len(baseline) > 1:
         rows.append([f"mean ± std of {len(baseline)} baselines", "", "", "", compare.percent(baseline), ""])
     return rows
@@ -118,7 +133,7 @@ def draw(runs: Sequence[compare.Run], path: Path) -> None:
     from minires.train import new_figure
 
     figure = new_figure(9, 0.4 * len(runs) + 1.6, f"{runs[0].network} on {runs[0].settings['dataset']}, "
-                        f"{runs[0].settings['epochs']} epochs: one thing changed at a time")  # fmt: skip
+                        f"{runs[0].settings['epochs']} epochs: one part of the recipe exchanged")  # fmt: skip
     axes = figure.subplots()
     ordered = sorted(runs, key=lambda run: run.accuracy)
     values = [100 * run.accuracy for run in ordered]

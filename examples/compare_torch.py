@@ -7,7 +7,7 @@ Every step is done three times: by minires, by PyTorch, and by PyTorch again wit
 one part in a million. The losses of the first two agree to the last digits at first. Then they part: each library
 rounds its sums in an order of its own, and training magnifies any difference, among other things because a ReLU whose
 input is rounded to the other side of zero lets a gradient through, or not. The third, PyTorch against itself, shows how
-fast. If minires computed anything else than PyTorch does, the two would part sooner than PyTorch parts from itself.
+fast. If minires took other steps than PyTorch does, the two would part at once, and their curves would stay apart.
 
 Everything goes to runs/compare-torch (or --out): losses.json, and the picture losses.png. --draw FOLDER draws it again.
 """
@@ -15,10 +15,11 @@ Everything goes to runs/compare-torch (or --out): losses.json, and the picture l
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ import minires as mr
 import minires.functional as F
 from minires import data, models, optim
 from minires.optim import schedules
-from minires.train import cli, new_figure, say
+from minires.train import TrainingError, cli, new_figure, say
+from minires.train.compare import RunError
 
 NUDGE = 1e-6  # of the one weight that is moved, relative
+LIBRARIES = ("minires", "PyTorch", "PyTorch, nudged")
 CLOSE = 1e-4  # difference of two losses up to which the two runs count as the same
 
 
@@ -39,15 +42,15 @@ def main() -> int:
     args = parser.parse_args()
     out = Path(args.draw or args.out)
     if args.draw:
-        record = json.loads((out / "losses.json").read_text())
+        record = read(out / "losses.json")
     else:
         try:
             import torch  # noqa: F401
         except ImportError:
             parser.error("PyTorch is not installed: pip install torch==2.13.0")
         out.mkdir(parents=True, exist_ok=True)
-        record = compare(args)
-        (out / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
+        for record in compare(args):  # after each epoch
+            (out / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
     report(record)
     try:
         draw(record, out / "losses.png")
@@ -80,8 +83,19 @@ def make_parser() -> cli.Parser:
 Library = tuple[Callable[[Any, Any, float], float], Callable[[data.Loader], float]]
 
 
-def compare(args: Namespace) -> dict[str, Any]:
-    """Train all three, step by step in turn; what losses.json will hold."""
+def read(path: Path) -> dict[str, Any]:
+    """What `compare` has made. Raises `RunError`."""
+    try:
+        record = json.loads(path.read_text())
+        if not all(record["test_accuracy"][name] and record["losses"][name] for name in LIBRARIES):
+            raise ValueError("no epoch has ended")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path}: not a comparison ({error})") from error
+    return record
+
+
+def compare(args: Namespace) -> Iterator[dict[str, Any]]:
+    """Train all three, step by step in turn; after each epoch, what losses.json will hold."""
     import torch
 
     torch.set_num_threads(mr.info()["threads"])
@@ -102,11 +116,12 @@ def compare(args: Namespace) -> dict[str, Any]:
     first_weights = model.state_dict()  # in PyTorch's names and layouts
     nudged = {name: array.copy() for name, array in first_weights.items()}
     nudged["conv1.weight"][0, 0, 0, 0] *= 1 + NUDGE
-    libraries = {
-        "minires": in_minires(model, args),
-        "PyTorch": in_torch(first_weights, dataset.num_classes, args),
-        "PyTorch, nudged": in_torch(nudged, dataset.num_classes, args),
-    }
+    trained = (
+        in_minires(model, args),
+        in_torch(first_weights, dataset.num_classes, args),
+        in_torch(nudged, dataset.num_classes, args),
+    )
+    libraries = dict(zip(LIBRARIES, trained))
     losses: dict[str, list[float]] = {name: [] for name in libraries}
     accuracies: dict[str, list[float]] = {name: [] for name in libraries}
     for epoch in range(args.epochs):
@@ -114,16 +129,18 @@ def compare(args: Namespace) -> dict[str, Any]:
             step = len(losses["minires"])
             for name, (train_step, _) in libraries.items():
                 losses[name].append(train_step(x, y, schedule(step)))
+                if not math.isfinite(losses[name][-1]):
+                    raise TrainingError(f"step {step + 1}: the loss of {name} is {losses[name][-1]}")
             if step % 50 == 0:
                 say(f"step {step + 1}: " + ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items()))
         for name, (_, test_accuracy) in libraries.items():
             accuracies[name].append(test_accuracy(test_batches))
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "dataset": dataset.name, "depth": args.depth, "optimizer": args.optimizer, "lr": args.lr,
-        "batch_size": args.batch_size, "epochs": args.epochs, "seed": args.seed, "nudge": NUDGE,
-        "torch": torch.__version__, "info": mr.info(), "losses": losses, "test_accuracy": accuracies,
-    }  # fmt: skip
+        yield {
+            "command": shlex.join(["python", *sys.argv]),
+            "dataset": dataset.name, "depth": args.depth, "optimizer": args.optimizer, "lr": args.lr,
+            "batch_size": args.batch_size, "epochs": args.epochs, "seed": args.seed, "nudge": NUDGE,
+            "torch": torch.__version__, "info": mr.info(), "losses": losses, "test_accuracy": accuracies,
+        }  # fmt: skip
 
 
 def in_minires(model: mr.nn.Module, args: Namespace) -> Library:
@@ -188,7 +205,7 @@ def differences(record: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def steps_together(record: dict[str, Any]) -> dict[str, int]:
     """For how many steps, from the first, the losses differ by no more than `CLOSE`."""
-    return {names: int(np.argmax([*(values > CLOSE), True])) for names, values in differences(record).items()}
+    return {names: int(np.argmax([*~(values <= CLOSE), True])) for names, values in differences(record).items()}
 
 
 def tail(record: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ every 3x3 convolution:
 
 Everything goes to runs/degradation (or --out): a folder for each network, as examples/train_cifar.py writes them, with
 layers.json beside; and the pictures training.png (the paper's figure 6), gradients.png and responses.png (figure 7).
-docs/residual-learning.md tells what they show. Started again, the program goes on where it was stopped. --network
+docs/residual-learning.md tells what they mean. Started again, the program goes on where it was stopped. --network
 trains one of the four only, so that two processes can share the work.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), section 4.2.
@@ -55,7 +55,9 @@ def main() -> int:
         args.device = cli.choose_device(parser, args.device)
         dataset = data.load(args.data, args.data_dir, log=say)
         if args.train_size:
-            dataset = dataset.subset(min(args.train_size, len(dataset.train_images)))
+            if args.train_size > len(dataset.train_images):
+                parser.error(f"argument --train-size: {dataset.name} has {len(dataset.train_images)} training images")
+            dataset = dataset.subset(args.train_size)
         for network in [args.network] if args.network else networks:
             try:
                 train_network(network, dataset, args, out / network)
@@ -66,7 +68,7 @@ def main() -> int:
 
     runs = [compare.read_run(out / network) for network in networks if (out / network / "results.json").exists()]
     if not runs:
-        parser.error(f"argument --draw: {out} holds none of {', '.join(networks)}")
+        parser.error(f"{out} holds none of {', '.join(networks)}")
     print(compare.as_text(compare.table(runs)[1]))
     draw(runs, out)
     say(f"-> {', '.join(str(out / name) for name in ('training.png', 'gradients.png', 'responses.png'))}")
@@ -111,11 +113,11 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
 
     settings = {
         "depth": int(depth), "plain": kind == "plain", **RECIPE, "epochs": args.epochs, "train_size": args.train_size,
-        "device": args.device, "seed": args.seed,
+        "test_size": args.test_size, "device": args.device, "seed": args.seed,
     }  # fmt: skip
     identity = {
         "network": network, "data set": dataset.name, "epochs": args.epochs, "seed": args.seed,
-        "fingerprint of the training images": train.fingerprint(dataset),
+        "test_size": args.test_size, "fingerprint of the training images": train.fingerprint(dataset),
     }  # fmt: skip
     training, folder = train.Training(model, optimizer, identity, settings), train.RunFolder(path)
     commands, probes = [], []
@@ -127,7 +129,10 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
     if training.epoch == args.epochs and (path / "results.json").exists():
         say(f"{network}: done before")
         return
-    folder.prepare(state_bytes=8 * optimizer.flat.size, weights_bytes=4 * optimizer.flat.size)
+    try:
+        folder.prepare(state_bytes=8 * optimizer.flat.size, weights_bytes=4 * optimizer.flat.size)
+    except OSError as error:
+        raise compare.RunError(f"{error.filename}: {error.strerror}") from error
     about = {"dataset": dataset.name, "classes": dataset.classes}
     folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
     say(f"{network} on {dataset.name}, {sum(p.size for p in model.parameters()):,} parameters, on {args.device}")
@@ -192,8 +197,13 @@ def means(values: list[float], window: int) -> list[float]:
 def read_layers(path: Path) -> dict[str, Any]:
     """layers.json of a run. Raises `RunError`."""
     try:
-        return json.loads((path / "layers.json").read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads((path / "layers.json").read_text())
+        for moment in content["probes"]:
+            if not len(content["layers"]) == len(moment["gradient_norm"]) == len(moment["response_std"]):
+                raise ValueError("not a number for every layer")
+        content["training_error"]["percent"], content["training_error"]["steps"]
+        return content
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise compare.RunError(f"{path / 'layers.json'}: cannot be read ({error})") from error
 
 
@@ -209,6 +219,8 @@ def draw(runs: list[compare.Run], out: Path) -> None:
         return
     layers = [read_layers(run.path) for run in runs]
     dataset = runs[0].settings["dataset"]
+    if len({(run.settings["dataset"], len(measured["probes"])) for run, measured in zip(runs, layers)}) > 1:
+        raise compare.RunError(f"{out}: its networks were trained on different data or for different times")
     depths = sorted({run.settings["depth"] for run in runs})
     colour = dict(zip(depths, ("tab:orange", "tab:red", "tab:purple", "tab:brown", "black", "gray")))
     kinds = ("plain", "ResNet")
@@ -228,7 +240,8 @@ def draw(runs: list[compare.Run], out: Path) -> None:
     for kind, axes in panels.items():
         axes.set(xlabel="epoch", title=f"{kind} networks", ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     panels["plain"].set_ylabel("error in %")
     figure.savefig(out / "training.png", dpi=120)
 

@@ -152,7 +152,18 @@ def _write(results: Iterator[tuple[Path, list[dict[str, Any]]]], form: str, out:
 
 def report(parser: cli.Parser, args: Namespace) -> int:
     """`minires report`."""
-    runs = [compare.read_run(path) for path in args.runs]
+    if not Path(args.out).suffix:
+        parser.error(f"argument --out: {args.out!r} has no ending that says what kind of picture to write: .png, .svg")
+    runs, refused = [], []
+    for path in args.runs:
+        try:
+            runs.append(compare.read_run(path))
+        except compare.RunError as error:
+            refused.append(error)
+    if not runs:
+        raise refused[0]
+    for error in refused:
+        _note(f"left out: {error}")
     common, rows = compare.table(runs)
     print(f"all runs: {common}\n" if len(runs) > 1 else f"{common}\n")
     print(compare.as_markdown(rows) if args.format == "markdown" else compare.as_text(rows))

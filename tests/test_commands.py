@@ -178,7 +178,9 @@ def runs(tmp_path):
     """Two folders of runs, in tmp_path."""
     for name, lr in (("a", 0.1), ("b", 0.2)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"depth": 20, "dataset": "Colours", "lr": lr}))
+        (tmp_path / name / "config.json").write_text(
+            json.dumps({"depth": 20, "epochs": 1, "dataset": "Colours", "lr": lr})
+        )
         record = {"epoch": 1, "loss": 1, "accuracy": 0.5, "test_loss": 1, "test_accuracy": 0.25 + lr, "seconds": 6}
         (tmp_path / name / "log.jsonl").write_text(json.dumps(record))
     return tmp_path
@@ -190,9 +192,9 @@ def test_report(runs, monkeypatch, capsys):
     assert main(["report", "a", "b"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines() == [
-        "all runs: depth 20, dataset Colours",
+        "all runs: depth 20, epochs 1, dataset Colours",
         "",
-        "run  lr   done  train loss  test loss  test accuracy  minutes",
+        "run  lr   done  train loss  test loss  test accuracy  training minutes",
         "a    0.1  1     1.0000      1.0000     35.00 %        0.1",
         "b    0.2  1     1.0000      1.0000     45.00 %        0.1",
         "",
@@ -204,12 +206,21 @@ def test_report(runs, monkeypatch, capsys):
     assert "<svg" in (runs / "x.svg").read_text()
 
 
+def test_report_leaves_out_what_is_no_run(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    assert main(["report", "nowhere", "a"]) == 0
+    out, err = capsys.readouterr()
+    assert "35.00 %" in out
+    assert err.startswith("left out: nowhere/config.json: not a file of a run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere/config.json: not a file of a run (No such file or directory)"),
         (["a", "--out", "nowhere/x.png"], "argument --out: nowhere/x.png: No such file or directory"),
         (["a", "--out", "x.abc"], "'abc' is not supported"),
+        (["a", "--out", "x"], "argument --out: 'x' has no ending"),
     ],
 )
 def test_report_of_nothing(runs, monkeypatch, capsys, arguments, said):

@@ -29,7 +29,7 @@ def test_a_published_run_is_complete(path):
     assert run.results["test_accuracy"] == run.accuracy == run.records[-1]["test_accuracy"]
     assert run.results["test_images"] == 10_000
     assert run.results["seed"] == run.settings["seed"]
-    assert all(re.match(r"python examples/\w+\.py ", command) for command in run.settings["commands"])
+    assert all(re.match(r"python examples/\w+\.py( |$)", command) for command in run.settings["commands"])
     assert {"processor", "cores", "threads", "platform"} <= set(run.results["machine"])
     if path.parent.name == "trained":
         for picture in ("curves.png", "confusion.png", "mistakes.png"):

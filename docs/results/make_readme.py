@@ -33,8 +33,9 @@ HEAD = """\
 Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
 its command beside it. An accuracy is that of the last epoch, on all 10,000 test images, never the best of several
 epochs. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
-to be compared with numbers measured on those. Times are those of a machine shared with other work, often with a second
-run beside. `minires report` shows any of these folders side by side.
+to be compared with numbers measured on those. Times are of training alone, on a machine shared with other work, often
+with a second run beside; N threads mean `MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed
+it in its config.json. `minires report` shows any of these folders side by side.
 """
 
 
@@ -67,7 +68,7 @@ def trained() -> list[str]:
     for group in compare.repetitions(runs_in("trained")):
         for run in group:
             s = run.settings
-            planned = f" of {s['epochs']}" if run.records[-1]["epoch"] < s["epochs"] else ""
+            planned = "" if finished(run) else f" of {s['epochs']}"
             rows.append([
                 f"[{run.name}](trained/{run.name})",
                 f"{run.network}{', ImageNet stem' if s['stem'] == 'imagenet' else ''}",
@@ -82,10 +83,15 @@ def trained() -> list[str]:
                 machine(run),
             ])  # fmt: skip
             commands.append(s["commands"][0])
-        if len(group) > 1:
-            accuracy = compare.percent([run.accuracy for run in group])
+        accuracy = compare.mean_and_std(group)
+        if accuracy:
             rows.append([f"mean ± std of {len(group)} seeds", *[""] * 5, f"**{accuracy}**", "", "", ""])
     return ["## Trained networks\n", compare.as_markdown(rows), "", *code(commands)]
+
+
+def finished(run: compare.Run) -> bool:
+    """Whether the last epoch that was planned has been trained."""
+    return run.records[-1]["epoch"] >= run.settings["epochs"]
 
 
 def machine(run: compare.Run) -> str:
@@ -98,20 +104,19 @@ def ablations() -> list[str]:
     runs = runs_in("ablation")
     if not runs:
         return []
-    runs.sort(key=lambda run: list(ablation.ROWS).index(run.name))
+    runs = [run for row in ablation.ROWS for run in runs if run.name == row]
     s = runs[0].settings
     about = (
-        f"{runs[0].network}, {s['dataset']}, {s['epochs']} epochs, one thing changed at a time from the default: "
+        f"{runs[0].network}, {s['dataset']}, {s['epochs']} epochs, one part of the recipe exchanged. The baseline: "
         f"{s['optimizer']}, {s['schedule']} {s['lr']:g}, weight decay {s['weight_decay']:g}, "
         f"batches of {s['batch_size']}. {machine(runs[0])}."
     )
     rows = ablation.table(runs)
     for row in rows[1:]:
         row[0] = row[0] if row[0].startswith("mean") else f"[{row[0]}](ablation/{row[0]})"
-        row[1] = f"`{row[1]}`" if row[1].startswith("--") else row[1]
     picture = "\n![Test accuracy of each row](ablation/ablation.png)\n"
     return ["## What each part of the recipe is worth\n", about + "\n", compare.as_markdown(rows), picture,
-            *code(["python examples/ablation.py --data cifar10"])]  # fmt: skip
+            *code([f"python examples/ablation.py --data {s['data']} --epochs {s['epochs']}"])]  # fmt: skip
 
 
 def degradations() -> list[str]:
@@ -130,7 +135,7 @@ def degradations() -> list[str]:
         "[residual-learning.md](../residual-learning.md).\n"
     )
     return ["## Plain and residual networks\n", about, compare.as_markdown(rows), "",
-            *code(["python examples/degradation.py --data cifar10"])]  # fmt: skip
+            *code([run.settings["commands"][0] for run in runs])]  # fmt: skip
 
 
 def torch() -> list[str]:
@@ -169,7 +174,7 @@ def cpu() -> list[str]:
 
 
 def not_run() -> list[str]:
-    runs = runs_in("trained")
+    runs = [run for run in runs_in("trained") if finished(run)]
     done = {(run.settings["depth"], run.settings["stem"]) for run in runs}
     small = [str(depth) for depth in models.resnet_cifar.DEPTHS if (depth, "cifar") not in done]
     large = {

@@ -1,6 +1,6 @@
-"""Writes the measured tables and sentences of README.md and docs/fast-cpu.md, from the files in cpu/.
+"""Writes the measured tables and sentences of README.md and docs/fast-cpu.md, from the files in cpu/ and trained/.
 
-    python docs/results/make_tables.py              # after a file in cpu/ was measured again
+    python docs/results/make_tables.py              # after something was measured again
     python docs/results/make_tables.py --check      # exit status 1 if a page says anything else; a test does this
 
 They stand between comments, <!-- products --> and <!-- end --> say; the text around is typed by hand, and holds no
@@ -24,6 +24,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 import benchmark  # noqa: E402  (examples/benchmark.py)
 import cpu_details  # noqa: E402
 import cpu_ladder  # noqa: E402
+import make_readme  # noqa: E402
+
+from minires.train import compare  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "fast-cpu.md"]
 FILES = ["benchmark", "scaling", "ladder-resnet18", "details"]  # in cpu/
@@ -64,6 +67,7 @@ def blocks() -> dict[str, str]:
     speed, scaling, ladder, details = records.values()
     return {
         "headline": headline(speed),
+        "accuracy": accuracy(),
         "speed": benchmark.table(speed, columns=8),
         "speed-with-start": benchmark.table(speed),
         "speed-spread": spread(speed),
@@ -102,6 +106,15 @@ def headline(record: dict[str, Any]) -> str:
         f"On {cores} CPU cores a training step of ResNet-18 takes {ratios[0]} of PyTorch's time, "
         f"one of ResNet-101 {ratios[1]}."
     )
+
+
+def accuracy() -> str:
+    """What ResNet-20 came to: the runs of the most seeds."""
+    groups = compare.repetitions([run for run in make_readme.runs_in("trained") if run.settings["depth"] == 20])
+    runs = max(groups, key=len)
+    s, mean = runs[0].settings, compare.mean_and_std(runs) or compare.percent([runs[0].accuracy])
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
+    return f"{s['epochs']} epochs of {runs[0].network} give {mean} on {s['dataset']} ({seeds})"
 
 
 def spread(record: dict[str, Any]) -> str:

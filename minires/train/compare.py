@@ -21,12 +21,10 @@ from minires.train.report import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What makes two runs two experiments, in the order in which a table tells it. All else, such as the folder, does not.
-COMPARED = (
-    "depth", "stem", "plain", "dataset", "train_size", "test_size", "image_size", "device", "kernels", "precision",
-    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
-    "augmentation", "freeze", "freeze_batch_norm", "seed",
-)  # fmt: skip
+# Settings that do not make another experiment: where the data lies, what was asked for ("data": "auto") where `dataset`
+# says what there was, what follows from other settings, and the seed.
+NOT_COMPARED = ("seed", "data", "data_dir", "classes", "mean", "std", "commands", "schedule_steps")
+NUMBERS = ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds")  # in every line of a log
 
 
 class RunError(ValueError):
@@ -37,7 +35,7 @@ class RunError(ValueError):
 class Run:
     """One run as its folder has it.
 
-    settings  of config.json
+    settings  of config.json; device, kernels and test_images as they were, not as they were asked for
     records   the lines of log.jsonl, one per epoch, the last epoch's last
     results   of results.json; empty for a run that has not ended
     """
@@ -50,7 +48,7 @@ class Run:
     @property
     def name(self) -> str:
         """That of the folder."""
-        return self.path.name
+        return self.path.resolve().name
 
     @property
     def network(self) -> str:
@@ -64,13 +62,14 @@ class Run:
 
     @property
     def minutes(self) -> float:
-        """Of training and evaluation, up to now."""
-        return self.results.get("minutes", sum(record["seconds"] for record in self.records) / 60)
+        """Of training, over all sessions; the evaluations after each epoch are not in it."""
+        return sum(record["seconds"] for record in self.records) / 60
 
     @property
-    def experiment(self) -> tuple:
-        """What all its repetitions with other seeds have in common."""
-        return tuple(self.settings.get(name) for name in COMPARED if name != "seed")
+    def experiment(self) -> str:
+        """What all its repetitions with other seeds have in common: the settings, and how far it has come."""
+        compared = {name: value for name, value in self.settings.items() if name not in NOT_COMPARED}
+        return json.dumps([compared, self.records[-1]["epoch"]], sort_keys=True)
 
 
 def read_run(path: str | Path) -> Run:
@@ -79,18 +78,23 @@ def read_run(path: str | Path) -> Run:
     settings, results = _read_json(path / "config.json"), {}
     if (path / "results.json").exists():
         results = _read_json(path / "results.json")
+    for name in ("depth", "epochs"):
+        if not isinstance(settings.get(name), int):
+            raise RunError(f"{path / 'config.json'}: not the settings of a run ({name} is {settings.get(name)!r})")
     log = path / "log.jsonl"
     try:
         records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        for record in records:
-            for name in ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds"):
-                float(record[name])
-        int(settings["depth"])
+        wrong = [name for record in records for name in NUMBERS if not isinstance(record[name], int | float)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not a number")
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise RunError(f"{log}: not the log of a run ({error})") from error
     if not records:
         raise RunError(f"{log}: no epoch has ended yet")
-    return Run(path, settings, records, results)
+    facts = {name: results[name] for name in ("device", "kernels") if name in results}
+    if "test_images" in records[-1]:
+        facts["test_images"] = records[-1]["test_images"]
+    return Run(path, {**settings, **facts}, records, results)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -105,8 +109,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs grouped: in a group all settings but the seed agree. In order of first appearance."""
-    groups: dict[tuple, list[Run]] = {}
+    """The runs grouped: in a group all but the seed agrees. In order of first appearance."""
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
     return list(groups.values())
@@ -118,30 +122,39 @@ def percent(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f} %" if len(values) > 1 else f"{mean:.2f} %"
 
 
+def mean_and_std(group: Sequence[Run]) -> str | None:
+    """The test accuracy of several seeds, as `percent` says it; None if there are not several."""
+    seeds = {run.settings.get("seed") for run in group}
+    if len(group) < 2 or len(seeds) < len(group):
+        return None
+    return percent([run.accuracy for run in group])
+
+
 def table(runs: Sequence[Run]) -> tuple[str, list[list[str]]]:
     """(what all runs have in common, in words; rows of cells, the first being the header).
 
     A setting in which the runs differ has a column. Repetitions with other seeds get a row with mean ± std below.
     """
     common, differing = [], []
-    for name in COMPARED:
+    names = dict.fromkeys(name for run in runs for name in run.settings if name == "seed" or name not in NOT_COMPARED)
+    for name in names:
         values = [run.settings.get(name) for run in runs]
         if any(value != values[0] for value in values):
             differing.append(name)
         elif values[0] is not None:
             common.append(f"{name} {_text(values[0])}")
-    rows = [["run", *differing, "done", "train loss", "test loss", "test accuracy", "minutes"]]
+    rows = [["run", *differing, "done", "train loss", "test loss", "test accuracy", "training minutes"]]
     for group in repetitions(runs):
         for run in group:
-            last, planned = run.records[-1], run.settings.get("epochs")
-            done = f"{last['epoch']:.4g}" + (f" of {planned}" if planned and last["epoch"] < planned else "")
+            last, planned = run.records[-1], run.settings["epochs"]
+            done = f"{last['epoch']:.4g}" + (f" of {planned}" if last["epoch"] < planned else "")
             rows.append(
                 [run.name, *(_text(run.settings.get(name)) for name in differing), done, f"{last['loss']:.4f}",
                  f"{last['test_loss']:.4f}", percent([run.accuracy]), f"{run.minutes:.1f}"]
             )  # fmt: skip
-        if len(group) > 1 and len({run.records[-1]["epoch"] for run in group}) == 1:
+        accuracies = mean_and_std(group)
+        if accuracies:
             blank = [""] * len(differing)
-            accuracies = percent([run.accuracy for run in group])
             rows.append([f"mean ± std of {len(group)}", *blank, "", "", "", accuracies, ""])
     return ", ".join(common), rows
 
@@ -167,12 +180,15 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
 def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = None) -> Figure:
     """Loss and error over the epochs, a colour a run: dashed for training, solid for the test set.
 
+    What is called training is the mean over an epoch, while the network learned, on augmented images; its loss has the
+    label smoothing in it, that of the test set has not.
+
     names  for the legend, where the folders' do not say it well
     """
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
 
-    figure = new_figure(12, 5.5, title)
+    figure = new_figure(12, 5.5, title.replace("$", r"\$"))  # no formulas
     colours = colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
     left, right = figure.subplots(1, 2)
     for i, run in enumerate(runs):

@@ -67,7 +67,8 @@ class RunFolder:
             config = json.loads((self.path / "config.json").read_text())
         except (OSError, ValueError):
             return []
-        return config.get("commands", []) if isinstance(config, dict) else []
+        commands = config.get("commands") if isinstance(config, dict) else None
+        return commands if isinstance(commands, list) else []
 
     def save(self, training: Training) -> None:
         """Write the state, then the weights. If only the first is done, resuming loses nothing.

@@ -39,6 +39,11 @@ def test_a_row_changes_one_thing(folder):
     settings = [compare.read_run(folder / "out" / row).settings for row in ("baseline", "batch-64")]
     changed = {name for name in settings[0] if settings[0][name] != settings[1][name]}
     assert changed == {"batch_size", "lr", "commands"}  # the rate goes with the batch
+    commands = [compare.read_run(folder / "out" / row).settings["commands"][0] for row in ("baseline", "batch-64")]
+    assert [" ".join(command.split()[2:6]) for command in commands] == [
+        "--depth 20 --data shapes",
+        "--depth 20 --batch-size 64",
+    ]
     assert (folder / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -62,13 +67,19 @@ def test_the_table(folder):
     runs = [compare.read_run(folder / "out" / row) for row in ("baseline", "batch-64")]
     accuracy = [100 * run.accuracy for run in runs]
     header, first, second = ablation.table(runs)
+    assert (first[1], second[1]) == ("", "batch_size 64, lr 0.1")
     assert [first[0], *first[-2:]] == ["baseline", f"{accuracy[0]:.2f} %", "-"]
-    assert second[1] == "--batch-size 64"
     assert second[-1] == f"{accuracy[1] - accuracy[0]:+.2f}"
     assert len(header) == len(first) == len(second)
     drawn = run(folder, "--draw", "out")
     assert drawn.returncode == 0, drawn.stderr
     assert f"{accuracy[1]:.2f} %" in drawn.stdout
+
+
+def test_a_row_of_another_budget_is_refused(folder):
+    refused = run(folder, "--rows", "baseline", "--epochs", 2)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "out/baseline: its epochs is 1, not 2" in refused.stderr
 
 
 def test_a_row_that_fails_ends_the_experiment(folder):

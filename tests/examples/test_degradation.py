@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +29,15 @@ def data_dir(tmp_path_factory):
     return path
 
 
-def run(data_dir, *arguments):
-    """Two networks of 20 layers, 2 steps an epoch, 2 epochs."""
+def command(data_dir, *arguments):
+    """The experiment with networks of 20 layers, 2 steps an epoch, 2 epochs."""
     small = ("--data", "shapes", "--data-dir", data_dir, "--train-size", 256, "--test-size", 32, "--epochs", 2)
-    command = [sys.executable, SCRIPT, "--device", "cpu", "--depths", 20, *small, *arguments]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    return [*map(str, [sys.executable, SCRIPT, "--device", "cpu", "--depths", 20, *small, *arguments])]
+
+
+def run(data_dir, *arguments):
+    """Run it to its end; the finished process."""
+    return subprocess.run(command(data_dir, *arguments), capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -63,36 +67,76 @@ def test_the_layers_are_in_their_order():
     assert names[-1] == "layer3.2.conv2"
 
 
+def measured(path):
+    """layers.json and log.jsonl, without the times."""
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    times = ("seconds", "images_per_second")
+    log = [{name: value for name, value in line.items() if name not in times} for line in lines]
+    return json.loads((path / "layers.json").read_text()), log
+
+
 def test_the_experiment_goes_on_where_it_was_stopped(data_dir, tmp_path):
-    done = run(data_dir, "--out", tmp_path / "whole")
+    only = ("--network", "plain-20")
+    done = run(data_dir, *only, "--out", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     for name in ("training.png", "gradients.png", "responses.png"):
         assert (tmp_path / "whole" / name).read_bytes().startswith(b"\x89PNG")
-    plain = tmp_path / "whole" / "plain-20"
-    layers = json.loads((plain / "layers.json").read_text())
+    layers, log = measured(tmp_path / "whole" / "plain-20")
     assert [probe["epoch"] for probe in layers["probes"]] == [0, 1, 2]
     assert len(layers["training_error"]["percent"]) == 4
+    norms = [probe["gradient_norm"] for probe in layers["probes"]]
+    assert norms[0] != norms[1] != norms[2]
 
-    # A run that was killed after its first epoch has no results, and what came later is not there.
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    for name in ("state.safetensors", "results.json", "layers.json"):
-        (tmp_path / "killed" / "plain-20" / name).unlink()
-    refused = run(data_dir, "--out", tmp_path / "killed")
+    # Interrupted within the second epoch, and started again.
+    process = subprocess.Popen(
+        command(data_dir, *only, "--out", tmp_path / "parts"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "epoch 2/2, batch 1/" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "continue with: python" in err
+    assert run(data_dir, *only, "--out", tmp_path / "parts").returncode == 0
+    assert measured(tmp_path / "parts" / "plain-20") == (layers, log)
+
+    # Killed after the last epoch was saved, before its layers were looked at.
+    short = {**layers, "probes": layers["probes"][:2]}
+    (tmp_path / "parts" / "plain-20" / "layers.json").write_text(json.dumps(short))
+    (tmp_path / "parts" / "plain-20" / "results.json").unlink()
+    assert run(data_dir, *only, "--out", tmp_path / "parts").returncode == 0
+    assert measured(tmp_path / "parts" / "plain-20") == (layers, log)
+
+    again = run(data_dir, *only, "--out", tmp_path / "parts")
+    assert again.stdout.count("done before") == 1
+    other = run(data_dir, *only, "--out", tmp_path / "parts", "--test-size", 16)
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "its test_size is 32, this run's is 16" in other.stderr
+
+
+def test_what_was_published_is_drawn_but_not_trained_on(data_dir, tmp_path):
+    """Published folders lack the state."""
+    assert run(data_dir, "--network", "resnet-20", "--epochs", 1, "--out", tmp_path).returncode == 0
+    (tmp_path / "resnet-20" / "state.safetensors").unlink()
+    drawn = run(data_dir, "--draw", tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    refused = run(data_dir, "--network", "resnet-20", "--epochs", 1, "--out", tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "holds a run without its state" in refused.stderr
-
-    drawn = run(data_dir, "--draw", tmp_path / "killed")
-    assert drawn.returncode == 0, drawn.stderr
-    assert "plain-20" not in drawn.stdout
-    again = run(data_dir, "--out", tmp_path / "whole")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == 2
+    for content in ("{}", "[]", "{", '{"layers": ["a"], "probes": [{"gradient_norm": [], "response_std": []}]}'):
+        (tmp_path / "resnet-20" / "layers.json").write_text(content)
+        refused = run(data_dir, "--draw", tmp_path)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "layers.json: cannot be read" in refused.stderr
 
 
 def test_bad_arguments(data_dir, tmp_path):
     for arguments, said in (
         (("--network", "plain-56"), "is none of plain-20, resnet-20"),
         (("--draw", tmp_path), "holds none of"),
+        (("--train-size", 99999), "has 10000 training images"),
         (("--depths", "21"), "invalid choice"),
     ):
         refused = run(data_dir, *arguments)

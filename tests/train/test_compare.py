@@ -16,8 +16,8 @@ def write_run(path, accuracies, **settings):
     path.mkdir(parents=True)
     settings = {"depth": 20, "dataset": "Colours", "epochs": len(accuracies), "lr": 0.1, "seed": 0, **settings}
     records = [
-        {"epoch": i + 1, "step": 10 * (i + 1), "loss": 2 / (i + 1), "accuracy": accuracy - 0.1, "seconds": 60.0,
-         "test_loss": 1 / (i + 1), "test_accuracy": accuracy}
+        {"epoch": i + 1, "test_images": 10, "step": 10 * (i + 1), "loss": 2 / (i + 1), "accuracy": accuracy - 0.1,
+         "seconds": 60.0, "test_loss": 1 / (i + 1), "test_accuracy": accuracy}
         for i, accuracy in enumerate(accuracies)
     ]  # fmt: skip
     (path / "config.json").write_text(json.dumps(settings))
@@ -37,9 +37,9 @@ def runs(tmp_path):
 
 def test_the_table_shows_what_differs_and_the_last_epoch(runs):
     common, rows = compare.table(runs)
-    assert common == "depth 20, dataset Colours, epochs 2"
+    assert common == "depth 20, dataset Colours, epochs 2, test_images 10"
     assert rows == [
-        ["run", "lr", "seed", "done", "train loss", "test loss", "test accuracy", "minutes"],
+        ["run", "lr", "seed", "done", "train loss", "test loss", "test accuracy", "training minutes"],
         ["a", "0.1", "0", "2", "1.0000", "0.5000", "80.00 %", "2.0"],
         ["c", "0.1", "1", "2", "1.0000", "0.5000", "82.00 %", "2.0"],
         ["mean ± std of 2", "", "", "", "", "", f"81.00 ± {100 * statistics.stdev([0.8, 0.82]):.2f} %", ""],
@@ -58,14 +58,23 @@ def test_settings_of_zero_and_false_are_told_apart_from_missing_ones(tmp_path):
         write_run(tmp_path / "c", [0.5]),
     ]
     _, rows = compare.table([compare.read_run(path) for path in paths])
-    assert [row[1:3] for row in rows] == [["plain", "weight_decay"], ["no", "0.0"], ["yes", "0.0001"], ["-", "-"]]
+    assert [row[1:3] for row in rows] == [["weight_decay", "plain"], ["0.0", "no"], ["0.0001", "yes"], ["-", "-"]]
 
 
 def test_a_run_that_has_not_ended(tmp_path):
     going, ended = write_run(tmp_path / "a", [0.5], epochs=3), write_run(tmp_path / "b", [0.5])
-    (ended / "results.json").write_text(json.dumps({"minutes": 7.04}))
-    _, rows = compare.table([compare.read_run(going), compare.read_run(ended)])
-    assert [(row[2], row[-1]) for row in rows[1:]] == [("1 of 3", "1.0"), ("1", "7.0")]
+    (ended / "results.json").write_text(json.dumps({"device": "cuda"}))
+    runs = [compare.read_run(going), compare.read_run(ended)]
+    assert [run.settings.get("device") for run in runs] == [None, "cuda"]
+    assert [row[-5] for row in compare.table(runs)[1]] == ["done", "1 of 3", "1"]
+
+
+@pytest.mark.parametrize("changed", [{"seed": 0}, {"epochs": 2}, {"flip": True}, {"lr": [1, 2]}])
+def test_what_is_no_repetition_has_no_mean(tmp_path, changed):
+    """The same seed again, a run cut short, another setting of any name."""
+    paths = write_run(tmp_path / "a", [0.5]), write_run(tmp_path / "b", [0.7], **{"seed": 1, **changed})
+    _, rows = compare.table([compare.read_run(path) for path in paths])
+    assert len(rows) == 3
 
 
 def test_the_curves(runs):
@@ -91,13 +100,19 @@ def test_names_that_are_the_same(tmp_path):
         ("config.json", None, "config.json: not a file of a run"),
         ("config.json", "{", "config.json: not a file of a run"),
         ("config.json", "[]", "config.json: not a file of a run"),
-        ("config.json", "{}", "not the log of a run"),
+        ("config.json", "{}", "config.json: not the settings of a run .depth is None"),
+        ("config.json", '{"depth": 20, "epochs": "many"}', "not the settings of a run .epochs is 'many'"),
         ("config.json", "\xff", "config.json: not a file of a run"),
         ("results.json", "?", "results.json: not a file of a run"),
         ("log.jsonl", None, "log.jsonl: not the log of a run"),
         ("log.jsonl", "", "log.jsonl: no epoch has ended yet"),
         ("log.jsonl", '{"epoch": 1}\n', "log.jsonl: not the log of a run"),
         ("log.jsonl", "[1]\n", "log.jsonl: not the log of a run"),
+        (
+            "log.jsonl",
+            '{"epoch": 1, "loss": "1", "accuracy": 1, "test_loss": 1, "test_accuracy": 1, "seconds": 1}',
+            "loss is not a number",
+        ),
     ],
 )
 def test_damaged_folders(tmp_path, name, content, said):
