@@ -259,16 +259,14 @@ def floor(case: tuple, work: str) -> float:
     import minires as mr
     from minires import nn
     from minires.kernels.cpu import matmul, plan, workers
-    from minires.kernels.geometry import Geometry, pair
 
     depth, stem, size, batch_size = case
     layers: Counter = Counter()  # how often there is a (shape of the input, positions, shape of the weight, geometry)
 
     def note(module: nn.Module, inputs: tuple, output: mr.Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            numbers = (pair(name, getattr(module, name), 0) for name in ("stride", "padding", "dilation"))
             shape, positions = (batch_size, *inputs[0].shape[1:]), output.shape[1] * output.shape[2]
-            layers[shape, positions, module.weight.shape, Geometry(module.kernel_size, *numbers)] += 1
+            layers[shape, positions, module.weight.shape, module.geometry] += 1
 
     with mr.no_grad(), nn.observe(note):
         mr.models.build(depth, stem=stem).eval()(mr.Tensor(np.zeros((1, size, size, 3), np.float32)))

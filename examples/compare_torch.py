@@ -103,7 +103,7 @@ def compare(args: Namespace) -> Iterator[dict[str, Any]]:
     mr.manual_seed(args.seed)
     dataset = data.load(args.data, args.data_dir, log=say)
     if args.train_size:
-        dataset = dataset.subset(min(args.train_size, len(dataset.train_images)))
+        dataset = dataset.subset(args.train_size)
     normalization = {"mean": dataset.mean, "std": dataset.std}
     train_batches = data.Loader(
         dataset.train_images, dataset.train_labels, args.batch_size, train=True, seed=args.seed, **normalization

@@ -55,8 +55,6 @@ def main() -> int:
         args.device = cli.choose_device(parser, args.device)
         dataset = data.load(args.data, args.data_dir, log=say)
         if args.train_size:
-            if args.train_size > len(dataset.train_images):
-                parser.error(f"argument --train-size: {dataset.name} has {len(dataset.train_images)} training images")
             dataset = dataset.subset(args.train_size)
         for network in [args.network] if args.network else networks:
             try:

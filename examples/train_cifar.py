@@ -81,8 +81,6 @@ def main() -> int:
     # 1. Data: uint8 images, and batches of them: shuffled, augmented, normalised.
     dataset = data.load(args.data, args.data_dir, log=say)
     if args.train_size:
-        if args.train_size > len(dataset.train_images):
-            parser.error(f"argument --train-size: {dataset.name} has {len(dataset.train_images)} training images")
         dataset = dataset.subset(args.train_size)
     test_size = args.test_size or (STEPS_TEST_SIZE if args.steps else None)  # None: all
     options = {"mean": dataset.mean, "std": dataset.std, "image_size": args.image_size, "device": device}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -14,6 +15,8 @@ from minires.train import compare
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
+sys.path.insert(0, str(RESULTS))
+make_readme, make_tables = importlib.import_module("make_readme"), importlib.import_module("make_tables")
 RUNS = sorted(path.parent for path in RESULTS.glob("*/*/results.json"))
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
@@ -95,3 +98,44 @@ def test_show_prints_the_tables_without_measuring():
         rows = [line for line in printed.splitlines() if line.startswith("|")]
         assert rows
         assert set(rows) <= set((DOCS / "fast-cpu.md").read_text().splitlines())
+
+
+def test_a_ratio_below_one_says_that_minires_is_faster():
+    results = {"minires": {"seconds": [1.0] * 3}, "torch": {"seconds": [2.0] * 3}}
+    measurements = [{"case": case, "work": "training", "results": results} for case in ("resnet18", "resnet101")]
+    sentence = make_tables.headline({"info": {"threads": 2}, "measurements": measurements})
+    assert "ResNet-18 takes 0.50 of PyTorch's time, one of ResNet-101 0.50" in sentence
+
+
+def write_run(path, accuracy, test_accuracy, **settings):
+    """A folder of one epoch."""
+    path.mkdir(parents=True)
+    settings = {
+        "depth": 20, "epochs": 1, "dataset": "Colours", "seed": 0, "optimizer": "sgd", "schedule": "step", "lr": 0.1,
+        "weight_decay": 0.0, "batch_size": 128, "data": "cifar10", "commands": ["python examples/x.py"], **settings,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(settings))
+    record = {"epoch": 1, "loss": 1, "accuracy": accuracy, "test_loss": 1, "test_accuracy": test_accuracy, "seconds": 6}
+    (path / "log.jsonl").write_text(json.dumps(record))
+    machine = {"processor": "P", "cores": 2, "threads": 1, "platform": "L"}
+    (path / "results.json").write_text(json.dumps({"machine": machine}))
+
+
+def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_readme, "HERE", tmp_path)
+    write_run(tmp_path / "degradation" / "plain-20", 0.9, 0.8, plain=True)
+    assert "| [plain-20](degradation/plain-20) | 1 | 10.00 % | 20.00 % | 1.000 |" in "\n".join(
+        make_readme.degradations()
+    )
+
+
+def test_the_table_of_the_ablation(tmp_path, monkeypatch):
+    """Differences are from the mean of all baselines."""
+    monkeypatch.setattr(make_readme, "HERE", tmp_path)
+    write_run(tmp_path / "ablation" / "baseline", 0.9, 0.80)
+    write_run(tmp_path / "ablation" / "baseline-seed1", 0.9, 0.82, seed=1)
+    write_run(tmp_path / "ablation" / "adam", 0.9, 0.85, optimizer="adam")
+    text = "\n".join(make_readme.ablations())
+    assert "| [adam](ablation/adam) | optimizer adam | 1.0000 | 1.0000 | 85.00 % | +4.00 |" in text
+    assert "| mean ± std of 2 baselines |  |  |  | 81.00 ± 1.41 % |  |" in text
+    assert "1 thread of 2 cores, P" in text

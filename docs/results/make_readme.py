@@ -145,7 +145,7 @@ def torch() -> list[str]:
         apart = compare_torch.steps_together(record)
         ours, theirs = apart["minires and PyTorch"], apart["PyTorch and PyTorch, nudged"]
         lines.append(
-            f"\nResNet-{record['depth']} on {record['dataset']}, {record['optimizer']} {record['lr']:g}, "
+            f"ResNet-{record['depth']} on {record['dataset']}, {record['optimizer']} {record['lr']:g}, "
             f"{record['epochs']} epochs, PyTorch {record['torch']}. The two losses differ by at most "
             f"{compare_torch.CLOSE:g} for the first {ours} steps, those of PyTorch and of PyTorch with one weight "
             f"moved by {record['nudge']:g} of itself for the first {theirs}.\n"

@@ -66,11 +66,11 @@ class Dataset:
         """The same data set with `train_size` training images, the classes as balanced as they can be.
 
         A smaller subset with the same seed is the beginning of a larger one, so a curve of accuracy over training set
-        size compares nested sets. Raises `ValueError` unless 1 <= train_size <= number of training images.
+        size compares nested sets. Raises `DataError` unless 1 <= train_size <= number of training images.
         """
         total = len(self.train_images)
         if not 1 <= train_size <= total:
-            raise ValueError(f"train_size: {train_size} is out of range, {self.name} has 1 to {total} training images")
+            raise DataError(f"train_size: {train_size} is out of range, {self.name} has {total} training images")
         order = np.random.default_rng([seed]).permutation(total)
         turn = np.empty(total, np.int64)  # the k-th image of its class, in shuffled order, has turn k
         for label in range(self.num_classes):

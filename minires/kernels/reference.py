@@ -86,7 +86,7 @@ def conv2d(
     size = output_size(x.shape, kernel, stride, padding, dilation)
     windows = _windows(x, kernel, stride, padding, dilation)
     y = module_of(x).empty((x.shape[0] * size[0] * size[1], outputs), dtype=x.dtype)
-    for ins, outs in _group_slices(groups, x.shape[3], outputs):
+    for ins, outs in group_slices(groups, x.shape[3], outputs):
         y[:, outs] = _as_matrix(windows[..., ins]) @ _as_weight_matrix(weight[..., outs])
     if bias is not None:
         y += bias
@@ -116,12 +116,12 @@ def conv2d_backward(
     if need_dweight:
         windows = _windows(x, kernel, stride, padding, dilation)
         dweight = xp.empty(weight.shape, dtype=weight.dtype)
-        for ins, outs in _group_slices(groups, x.shape[3], outputs):
+        for ins, outs in group_slices(groups, x.shape[3], outputs):
             product = _as_matrix(windows[..., ins]).T @ dy_matrix[:, outs]  # (kh*kw*C/groups, O/groups)
             dweight[..., outs] = product.reshape(*weight.shape[:3], -1)
     if need_dx:
         dcolumns = xp.empty((*dy.shape[:3], *kernel, x.shape[3]), dtype=x.dtype)
-        for ins, outs in _group_slices(groups, x.shape[3], outputs):
+        for ins, outs in group_slices(groups, x.shape[3], outputs):
             product = dy_matrix[:, outs] @ _as_weight_matrix(weight[..., outs]).T  # (M, kh*kw*C/groups)
             dcolumns[..., ins] = product.reshape(*dy.shape[:3], *kernel, -1)
         if kernel == stride == (1, 1) and padding == (0, 0):
@@ -150,7 +150,7 @@ def _as_weight_matrix(weight: Array) -> Array:
     return weight.reshape(kh * kw * c, o)
 
 
-def _group_slices(groups: int, channels: int, outputs: int):
+def group_slices(groups: int, channels: int, outputs: int):
     """For each group: its slice of the input channels and of the output channels."""
     c, o = channels // groups, outputs // groups
     for g in range(groups):

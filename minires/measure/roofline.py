@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires import models, nn
-from minires.kernels.geometry import output_size, pair
+from minires.kernels.geometry import output_size
 from minires.tensor import Tensor, no_grad
 
 
@@ -70,12 +70,9 @@ def layers(model: nn.Module, image: int) -> list[Layer]:
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            stride, padding, dilation = (
-                pair(name, getattr(module, name), 0) for name in ("stride", "padding", "dilation")
-            )
-            shape = inputs[0].shape
-            out = output_size(shape, module.kernel_size, stride, padding, dilation)
-            arguments = (module.kernel_size, module.in_channels, module.out_channels, stride, shape[1:3], out)
+            geometry, shape = module.geometry, inputs[0].shape
+            out = output_size(shape, *geometry)
+            arguments = (geometry.kernel, module.in_channels, module.out_channels, geometry.stride, shape[1:3], out)
             found.append(Layer(names[module], *arguments))
 
     with no_grad(), nn.observe(note):

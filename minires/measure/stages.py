@@ -116,7 +116,7 @@ def ceilings(record: Record) -> None:
     for precision in _precisions():
         dtype = "bfloat16" if precision == "bf16" else "float32"
         x, y = cupy.zeros((n, n), dtype=dtype), cupy.empty((n, n), dtype=dtype)
-        m, out = blas.matrix(x, n, n), blas.matrix(y, n, n)
+        m, out = blas.Matrix(x, n, n), blas.Matrix(y, n, n)
         ms = milliseconds(lambda: blas.matmul(m, m, out, tf32=precision == "tf32"), record.tiny, repeat=3)  # noqa: B023
         rate = 2 * n**3 / ms * 1e3
         record.row(f"{n}x{n} product, {precision}: {rate / 1e12:,.1f} TFLOP/s", precision=precision, rate=rate)

@@ -15,7 +15,7 @@ import numpy as np
 
 import minires.functional as F
 from minires.device import Array
-from minires.kernels.geometry import Pair, pair
+from minires.kernels.geometry import Geometry, Pair, pair
 from minires.nn.init import fans, uniform_
 from minires.nn.module import Module, Parameter
 from minires.tensor import Tensor
@@ -56,6 +56,12 @@ class Conv2d(Module):
         bound = 1 / math.sqrt(fans(self.weight)[0])
         uniform_(self.weight, bound, generator)
         self.bias = uniform_(Parameter(np.empty(out_channels, np.float32)), bound, generator) if bias else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Kernel, stride, padding and dilation, each as (vertical, horizontal)."""
+        numbers = (pair(name, getattr(self, name), 0) for name in ("stride", "padding", "dilation"))
+        return Geometry(self.kernel_size, *numbers)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> (N,Ho,Wo,O)."""

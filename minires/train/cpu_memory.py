@@ -18,7 +18,6 @@ import numpy as np
 
 from minires import nn
 from minires.kernels.cpu import plan
-from minires.kernels.geometry import Geometry, pair
 from minires.tensor import Node, Tensor, no_grad
 
 LIBRARIES = 60_000_000  # bytes of Python, NumPy and minires themselves
@@ -50,9 +49,8 @@ def step_memory(model: nn.Module, image: tuple[int, int, int], batch_size: int, 
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            numbers = (pair(name, getattr(module, name), 0) for name in ("stride", "padding", "dilation"))
             shape = (batch_size, *inputs[0].shape[1:])
-            layers.add((shape, module.weight.shape, Geometry(module.kernel_size, *numbers)))
+            layers.add((shape, module.weight.shape, module.geometry))
 
     two_images = Tensor(np.zeros((2, *image), np.float32))
     with no_grad(), nn.observe(note):

@@ -6,7 +6,6 @@ Reading order: after device_step.py.
 from __future__ import annotations
 
 from minires.kernels.cuda import blas, convolution, precision
-from minires.kernels.geometry import Geometry, pair
 from minires.nn import Conv2d, Module
 from minires.summary import Summary, format_bytes, summary
 
@@ -20,7 +19,8 @@ def step_bytes(model: Module, image: tuple[int, int, int], batch: int, slots: in
 
     weights, gradients and `slots` buffers of the optimiser; the outputs of all layers, which backward needs; three of
     the largest besides (a gradient, the next one, the shortcut's); columns, where a convolution makes them; the
-    workspace of cuBLAS. Held to the measured peak of simulated steps within a quarter (tests/train/test_memory.py).
+    workspace of cuBLAS. Held to the measured peak of simulated steps: at most 10 % below it, 30 % above
+    (tests/train/test_memory.py).
     """
     table = table or summary(model, image)
     share = 0.5 if precision.current == "bf16" else 1.0  # of float32
@@ -37,8 +37,7 @@ def _column_bytes(model: Module, table: Summary, batch: int, share: float) -> fl
     for row in table.rows:
         module = modules[row.name]
         if isinstance(module, Conv2d):
-            pairs = (pair(name, getattr(module, name), 0) for name in ("stride", "padding", "dilation"))
-            geometry = Geometry(module.kernel_size, *pairs)
+            geometry = module.geometry
             if convolution.plan(geometry, module.in_channels, module.out_channels) == "columns":
                 positions = row.activation_bytes / 4 / module.out_channels
                 kernel = geometry.kernel[0] * geometry.kernel[1] * module.in_channels
@@ -46,10 +45,12 @@ def _column_bytes(model: Module, table: Summary, batch: int, share: float) -> fl
     return most
 
 
-def largest_batch(model: Module, image: tuple[int, int, int], slots: int, available: int) -> int:
+def largest_batch(
+    model: Module, image: tuple[int, int, int], slots: int, available: int, table: Summary | None = None
+) -> int:
     """The largest batch whose estimate is within `available` bytes; 0 if none is."""
     low, high = 0, 1 << 20
-    table = summary(model, image)
+    table = table or summary(model, image)
     while low < high:  # the largest that fits is in low..high
         middle = (low + high + 1) // 2
         fits = step_bytes(model, image, middle, slots, table) <= available
@@ -63,8 +64,10 @@ def explain(model: Module, shape: tuple[int, int, int, int], slots: int) -> str:
 
     _, total = cupy.cuda.runtime.memGetInfo()
     batch, image = shape[0], shape[1:]
-    needed = step_bytes(model, image, batch, slots)
-    fits = largest_batch(model, image, slots, int(0.9 * total))  # the rest: the driver, fragments, other programs
+    table = summary(model, image)
+    needed = step_bytes(model, image, batch, slots, table)
+    available = int(0.9 * total)  # the rest: the driver, fragments, other programs
+    fits = largest_batch(model, image, slots, available, table)
     advice = f"the largest batch that fits is about {fits}" if fits else "not even one image fits"
     return (
         f"the GPU is out of memory: a step of {batch} images of {image[0]}x{image[1]} needs about "

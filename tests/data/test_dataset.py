@@ -71,5 +71,5 @@ def test_subset_of_everything_is_a_permutation():
 
 @pytest.mark.parametrize("size", [0, -1, 101])
 def test_subset_size_out_of_range(size):
-    with pytest.raises(ValueError, match=f"train_size: {size} is out of range, test has 1 to 100"):
+    with pytest.raises(ValueError, match=f"train_size: {size} is out of range, test has 100 training images"):
         dataset().subset(size)

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,22 @@ def test_memory_is_given_back_where_the_library_cannot_ask_otherwise():
     """The child of the section "memory": the package must import, and the patch must be gone afterwards."""
     code = cpu_details.GIVE_BACK + "assert ctypes.CDLL is CDLL; from minires.kernels.cpu import workers; workers.count"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_clocks_tell_how_long_something_takes():
+    assert 0.01 <= cpu_details.seconds_of(lambda: time.sleep(0.005), 2) < 1
+    assert 5e3 <= cpu_details.microseconds(lambda: time.sleep(0.005), 0.02) < 5e5
+    assert all(value > 0 for row in cpu_details.wakeup(0) for value in row["microseconds"])
+
+
+def test_winograd_rounds_more_coarsely_than_im2col():
+    for row in cpu_details.rounding(0):
+        for direct, winograd in zip(row["im2col"], row["winograd"]):
+            assert 1e-8 < direct < winograd < 1e-4
+
+
+def test_other_bounds_are_tried(monkeypatch):
+    seen = set()
+    monkeypatch.setattr(cpu_details, "training_step", lambda case: lambda: seen.add(plan.COLUMN_BYTES))
+    cpu_details.choices(0)
+    assert {1 << 20, 2 << 20, 8 << 20, plan.COLUMN_BYTES} <= seen

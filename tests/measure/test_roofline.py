@@ -83,3 +83,11 @@ def test_the_table_in_the_chapter_is_the_one_that_is_computed():
 
     chapter = (Path(__file__).parents[2] / "docs" / "fast-cuda.md").read_text()
     assert roofline.markdown() in chapter
+
+
+def test_the_data_sheets():
+    """An H100 SXM and an H200 compute alike; their memories differ."""
+    assert (roofline.H100.bandwidth, roofline.H200.bandwidth) == (3.35e12, 4.8e12)
+    assert roofline.H100.peak == roofline.H200.peak
+    assert roofline.gpu_named("NVIDIA H100 80GB HBM3") is roofline.H100
+    assert roofline.gpu_named("NVIDIA H200") is roofline.H200

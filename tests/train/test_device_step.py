@@ -208,6 +208,8 @@ def test_the_loop_trains_on_the_device(cupy):
     (cpu, _), (cuda, evaluation) = runs["cpu"], runs["cuda"]
     assert cuda.step == cpu.step == 18
     np.testing.assert_allclose(cuda.losses, cpu.losses, rtol=1e-3)
+    np.testing.assert_allclose(cuda.accuracies, cpu.accuracies, atol=1 / 16)  # an image may be on the edge
+    assert max(cuda.accuracies) > 0
     assert [record["step"] for record in cuda.history] == [6, 12, 18]
     assert cuda.losses[-1] < cuda.losses[0]
     assert evaluation.loss == pytest.approx(runs["cpu"][1].loss, rel=1e-2)
@@ -233,9 +235,11 @@ def test_a_loss_that_is_not_finite_stops_training(cupy):
 
 
 @pytest.mark.parametrize("augment", [True, False])
-def test_batches_are_those_of_the_cpu_bit_for_bit(cupy, augment):
+@pytest.mark.parametrize("padding", [0, 4])
+def test_batches_are_those_of_the_cpu_bit_for_bit(cupy, augment, padding):
     images, labels = shapes(40)
-    options = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "train": True, "seed": 5, "augment": augment}
+    options = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "train": True, "seed": 5}
+    options |= {"augment": augment, "padding": padding}
     cpu = data.Loader(images, labels, 16, **options)
     cuda = data.Loader(images, labels, 16, device="cuda", **options)
     for epoch, start in ((0, 0), (1, 1)):
@@ -245,6 +249,19 @@ def test_batches_are_those_of_the_cpu_bit_for_bit(cupy, augment):
     x, y = cuda.batch(3, 1)
     np.testing.assert_array_equal(x.get(), cpu.batch(3, 1)[0])
     np.testing.assert_array_equal(y.get(), cpu.batch(3, 1)[1])
+
+
+def test_groups_of_parameters_keep_their_rates(cupy):
+    model = nn.Linear(2, 1).to("cuda")
+    before = model.state_dict()
+    groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}]
+    optimizer = optim.SGD(groups, lr=1.0)
+    for p in optimizer.params:
+        p.grad = cupy.ones(p.shape, dtype="float32")
+    optimizer.step()
+    after = model.state_dict()
+    np.testing.assert_allclose(before["weight"] - after["weight"], 0.1, rtol=1e-4)
+    np.testing.assert_allclose(before["bias"] - after["bias"], 0.01, rtol=1e-4)
 
 
 def test_an_epoch_copies_to_the_device_once(cupy):

@@ -7,7 +7,8 @@ import pytest
 import minires.functional as F
 from minires import Tensor, kernels, models, optim
 from minires.kernels.cuda import simulator
-from minires.train.memory import largest_batch, step_bytes
+from minires.summary import summary
+from minires.train.memory import _column_bytes, largest_batch, step_bytes
 
 
 @pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
@@ -45,3 +46,9 @@ def test_the_largest_batch_is_the_largest():
         fits = largest_batch(model, (32, 32, 3), 1, available)
         assert step_bytes(model, (32, 32, 3), fits, 1) <= available < step_bytes(model, (32, 32, 3), fits + 1, 1)
     assert largest_batch(model, (32, 32, 3), 1, 1 << 20) == 0
+
+
+def test_the_columns_of_the_largest_layer_count():
+    """ResNet-20 at 32x32: 16 channels in windows of 9, at 1024 positions."""
+    model = models.resnet20()
+    assert _column_bytes(model, summary(model, (32, 32, 3)), 2, 1.0) == 4 * 2 * 1024 * 9 * 16

@@ -43,6 +43,9 @@ def test_results_have_the_promised_fields(new):
     assert result["train_loss"] == np.mean(parts.training.losses[5:])
     assert 10e6 < result["peak_memory_bytes"] < 100e9
     assert json.loads(json.dumps(result)) == result
+    info = mr.info()
+    assert result["machine"] == {name: info[name] for name in ("processor", "cores", "threads", "platform")}
+    assert result["versions"] == info["versions"]
 
 
 def test_the_last_line(new):

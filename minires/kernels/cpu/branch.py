@@ -48,6 +48,7 @@ class Layer:
     bn_weight: np.ndarray
     bn_bias: np.ndarray
     eps: float
+    bn_gradients: tuple[np.ndarray | None, np.ndarray | None] = (None, None)  # not used here: small, and copied
 
 
 @dataclass

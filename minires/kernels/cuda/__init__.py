@@ -1,9 +1,10 @@
 """The kernels of reference.py again, as CUDA C launched through CuPy, and cuBLAS for matrix products.
 
-Every file NAME.py launches the kernels of NAME.cu; read the .cu file first: it opens with the formula. Reading order:
+A file NAME.py launches the kernels of NAME.cu, where there is one (convolution.py those of columns.cu and
+weight_gradient.cu too); read the .cu file first: it opens with the formula. Reading order:
 launch.py (how a kernel is compiled, checked and launched), batch_norm, blas.py (matrix products), columns.cu,
 convolution and weight_gradient.cu with tensor_core.cuh, precision.py, elementwise, pooling, loss, images, optimizers,
-branch.py, graph.py (a whole step as one launch), memory.py, check.py. docs/fast-cuda.md tells the story.
+branch.py, graph.py (a whole step as one launch), check.py. docs/fast-cuda.md tells the story.
 
 Arrays are CuPy's, float32 or, with precision "bf16", bfloat16 where they are activations. Nothing here waits for the
 GPU.

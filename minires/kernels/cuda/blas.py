@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.device import Array, device_of
+from minires.kernels.cuda import precision
 
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
 TYPES = {"float32": 0, "bfloat16": 14}  # cudaDataType_t
@@ -73,9 +74,9 @@ class Matrix(NamedTuple):
             raise ValueError(f"matmul: {name} reaches to element {last} of an array of {self.array.size}")
 
 
-def matrix(array: Array, rows: int, columns: int) -> Matrix:
-    """`array` seen as rows x columns."""
-    return Matrix(array, rows, columns)
+def product(a: Matrix, b: Matrix, c: Matrix, **options) -> None:
+    """`matmul` in the precision that is in use."""
+    matmul(a, b, c, tf32=precision.current != "fp32", **options)
 
 
 def matmul(a: Matrix, b: Matrix, c: Matrix, *, count: int = 1, accumulate: bool = False, tf32: bool = False) -> None:

@@ -69,17 +69,18 @@ def run_stage(stage: str, args: argparse.Namespace, limit: float) -> None:
     print(f"== {stage} (at most {limit:.0f} s)", flush=True)
     command = [sys.executable, "-m", "minires.measure", stage, "--out", str(path), "--device", args.device]
     command += ["--seconds", f"{limit:.0f}", "--data-dir", args.data_dir, *["--tiny"] * args.tiny]
-    start = time.monotonic()
+    start, stderr = time.monotonic(), ""
     try:
         done = subprocess.run(command, text=True, capture_output=True, timeout=limit, check=False)
-        failure = None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+        stderr = done.stderr
+        failure = None if done.returncode == 0 else (stderr.strip().splitlines() or ["no message"])[-1]
     except subprocess.TimeoutExpired:
         failure = f"stopped after {limit:.0f} s"
     record = read(path)
     if failure:
         record |= {"status": "failed", "reason": failure[:300]}
-        if "stopped" not in failure:
-            record["stderr"] = done.stderr[-4000:]
+        if stderr:
+            record["stderr"] = stderr[-4000:]
     write(path, record | {"stage": stage, "seconds": round(time.monotonic() - start, 1)})
 
 

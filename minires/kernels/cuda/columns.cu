@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(256) im2col(
     if (k >= kh * kw * c) return;
     int channel = k % c, v = k / c % kw, u = k / c / kw;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
-        int j = row % wo, i = row / wo % ho, image = row / (wo * ho);
+        auto [image, i, j] = position_of(row, ho, wo);
         int r = i * sh + u * dh - ph, s = j * sw + v * dw - pw;
         Lanes value = {};
         if (r >= 0 && r < h && s >= 0 && s < w) value = load(x + ((size_t)(image * h + r) * w + s) * c + channel);
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(256) col2im(
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
-        int s = row % w, r = row / w % h, image = row / (w * h);
+        auto [image, r, s] = position_of(row, h, w);
         Lanes sum = {};
         if (accumulate) sum = load(dx + (size_t)row * c + channel);
         for (int u = 0; u < kh; u++) {

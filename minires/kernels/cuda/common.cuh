@@ -1,7 +1,7 @@
-// What the kernels share. The launcher pastes this text in front of each file (launch.py), so no include path is needed.
+// What the kernels share. The launcher pastes this text where a file includes it (launch.py): no include path is needed.
 //
 // ACTIVATION  the type in which images, feature maps and their gradients are stored: float or bfloat16
-// VECTOR      how many neighbouring channels a thread handles: 4 (one 16-byte access) or 1 (any shape and alignment)
+// VECTOR      how many neighbouring channels a thread handles: 4 (one access of 16 bytes, bfloat16: 8) or 1 (any shape and alignment)
 #ifndef ACTIVATION
 #define ACTIVATION float
 #endif
@@ -23,6 +23,15 @@ __device__ unsigned bfloat16_bits(float v) {  // to the nearest, ties to even
 }
 __device__ void round_to(float v, float& out) { out = v; }
 __device__ void round_to(float v, bfloat16& out) { out.bits = (unsigned short)bfloat16_bits(v); }
+
+// Where row number `row` of an array [images, height, width, ...] is. Two divisions, which cost some twenty instructions each.
+struct Position {
+    int image, i, j;
+};
+__device__ Position position_of(int row, int height, int width) {
+    int line = row / width;
+    return {line / height, line % height, row % width};
+}
 
 // VECTOR neighbouring elements, as floats. With VECTOR = 4 the address must be a multiple of 16 (bfloat16: 8) bytes.
 struct Lanes {

@@ -45,9 +45,9 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
     int quad = t % 4, row[2] = {t / 4, t / 4 + 64};
     int top[2], left[2], image[2];
     for (int k = 0; k < 2; k++) {
-        int m = m0 + row[k], j = m % wo, i = m / wo % ho;
-        top[k] = i * sh - ph, left[k] = j * sw - pw;
-        image[k] = m < n * ho * wo ? m / (wo * ho) : -1;
+        Position p = position_of(m0 + row[k], ho, wo);
+        top[k] = p.i * sh - ph, left[k] = p.j * sw - pw;
+        image[k] = p.image < n ? p.image : -1;
     }
 
     uint4 a_words[2], b_words[B_LOADS];

@@ -20,10 +20,10 @@ from minires.kernels.cuda.batch_norm import channel_grid, scale_and_shift, sum_p
 from minires.kernels.cuda.elementwise import accumulate, convert, turn_weight
 from minires.kernels.cuda.launch import BLOCKS, THREADS, activation_of, program, vector_width
 from minires.kernels.geometry import Geometry, output_size
+from minires.kernels.reference import group_slices
 
 COLUMN_BYTES = 256 << 20  # of columns at a time: enough rows for cuBLAS to fill the GPU, little beside the activations
 TILE_M = 128  # rows of a block's tile in convolution.cu and weight_gradient.cu
-PRECISIONS = ("fp32", "tf32", "bf16")  # as PRECISION in tensor_core.cuh counts them
 ALGORITHMS = ("auto", "implicit", "columns")
 algorithm = os.environ.get("MINIRES_CUDA_CONV", "auto")  # to force one of them, for measurements
 if algorithm not in ALGORITHMS:
@@ -62,7 +62,7 @@ def conv2d(
         y = forward(x, weight, geometry)
     else:  # group by group; ResNets have none
         y = xp.empty((x.shape[0], *output_size(x.shape, *geometry), outputs), dtype=x.dtype)
-        for ins, outs in _groups(groups, x.shape[3], outputs):
+        for ins, outs in group_slices(groups, x.shape[3], outputs):
             y[..., outs] = forward(*map(xp.ascontiguousarray, (x[..., ins], weight[..., outs])), geometry)
     if bias is not None:
         scale_and_shift(y, None, bias, None, relu=False)
@@ -91,7 +91,7 @@ def conv2d_backward(
     else:
         dx = xp.empty(x.shape, dtype=x.dtype) if need_dx else None
         dweight = xp.empty(weight.shape, dtype="float32") if need_dweight else None
-        for ins, outs in _groups(groups, x.shape[3], outputs):
+        for ins, outs in group_slices(groups, x.shape[3], outputs):
             part, dy_part = xp.ascontiguousarray(weight[..., outs]), xp.ascontiguousarray(dy[..., outs])
             x_part = xp.ascontiguousarray(x[..., ins])
             if need_dx:
@@ -99,12 +99,6 @@ def conv2d_backward(
             if need_dweight:
                 dweight[..., outs] = weight_gradient(dy_part, x_part, part.shape, geometry)
     return convert(dx, dtype.name) if need_dx else None, dweight
-
-
-def _groups(groups: int, channels: int, outputs: int):
-    c, o = channels // groups, outputs // groups
-    for g in range(groups):
-        yield slice(g * c, (g + 1) * c), slice(g * o, (g + 1) * o)
 
 
 # One group, contiguous arrays, x and dy in the activations' dtype ---------------------------------------------------
@@ -123,8 +117,8 @@ def forward(x: Array, weight: Array, geometry: Geometry) -> Array:
     for a, b in _chunks(y.shape, kernel, x.itemsize) if how != "product" else [(0, len(x))]:
         columns = x if how == "product" else im2col(x[a:b], geometry)
         rows = y[a:b].size // outputs
-        _product(
-            blas.matrix(columns, rows, kernel), blas.matrix(weight, kernel, outputs), blas.matrix(y[a:b], rows, outputs)
+        blas.product(
+            blas.Matrix(columns, rows, kernel), blas.Matrix(weight, kernel, outputs), blas.Matrix(y[a:b], rows, outputs)
         )
     return y
 
@@ -145,15 +139,17 @@ def input_gradient(
             return dx
     weight = convert(weight, dy.dtype.name)
     kernel = kh * kw * channels
-    matrix = blas.matrix(weight, kernel, outputs).T
+    matrix = blas.Matrix(weight, kernel, outputs).T
     if how == "product":
         rows = dy.size // outputs
-        _product(blas.matrix(dy, rows, outputs), matrix, blas.matrix(dx, rows, channels), accumulate=add_to is not None)
+        blas.product(
+            blas.Matrix(dy, rows, outputs), matrix, blas.Matrix(dx, rows, channels), accumulate=add_to is not None
+        )
         return dx
     for a, b in _chunks(dy.shape, kernel, dy.itemsize):
         columns = xp.empty((*dy[a:b].shape[:3], kh, kw, channels), dtype=dy.dtype)
         rows = dy[a:b].size // outputs
-        _product(blas.matrix(dy[a:b], rows, outputs), matrix, blas.matrix(columns, rows, kernel))
+        blas.product(blas.Matrix(dy[a:b], rows, outputs), matrix, blas.Matrix(columns, rows, kernel))
         col2im(columns, dx[a:b], geometry, add=add_to is not None)
     return dx
 
@@ -204,23 +200,19 @@ def _split_product(columns: Array, dy: Array, kernel: int, outputs: int, out: Ar
     positions = dy.size // outputs
     parts, rows = split(positions, -(-kernel // TILE_M) * -(-outputs // TILE_M))
     if parts == 1:
-        a, b = blas.matrix(columns, positions, kernel).T, blas.matrix(dy, positions, outputs)
-        _product(a, b, blas.matrix(out, kernel, outputs))
+        a, b = blas.Matrix(columns, positions, kernel).T, blas.Matrix(dy, positions, outputs)
+        blas.product(a, b, blas.Matrix(out, kernel, outputs))
         return out
     partials = module_of(dy).empty((parts, *out.shape), dtype="float32")
     full = positions // rows  # parts of full length; a shorter one may be left
     a = blas.Matrix(columns, rows, kernel, stride=rows * kernel, transposed=True)
     b = blas.Matrix(dy, rows, outputs, stride=rows * outputs)
-    _product(a, b, blas.Matrix(partials, kernel, outputs, stride=kernel * outputs), count=full)
+    blas.product(a, b, blas.Matrix(partials, kernel, outputs, stride=kernel * outputs), count=full)
     if rest := positions - full * rows:
         a = a._replace(rows=rest, offset=full * rows * kernel)
         b = b._replace(rows=rest, offset=full * rows * outputs)
-        _product(a, b, blas.Matrix(partials, kernel, outputs, offset=full * kernel * outputs))
+        blas.product(a, b, blas.Matrix(partials, kernel, outputs, offset=full * kernel * outputs))
     return sum_parts(partials, out)
-
-
-def _product(a: blas.Matrix, b: blas.Matrix, c: blas.Matrix, **options) -> None:
-    blas.matmul(a, b, c, tf32=precision.current == "tf32", **options)
 
 
 def _chunks(shape: tuple[int, ...], kernel: int, itemsize: int) -> list[tuple[int, int]]:
@@ -243,7 +235,7 @@ def _sizes(x: tuple[int, ...], y: tuple[int, ...], geometry: Geometry) -> dict[s
 
 
 def _program(file: str, x: Array, tile: int):
-    kind = PRECISIONS.index(precision.current)
+    kind = precision.CHOICES.index(precision.current)
     return program(file, ACTIVATION=activation_of(x), PRECISION=kind, TILE_N=tile)
 
 

@@ -6,7 +6,7 @@ Reading order: after images.cu. Next: optimizers.cu.
 from __future__ import annotations
 
 from minires.device import Array, module_of
-from minires.kernels.cuda.launch import THREADS, blocks, program
+from minires.kernels.cuda.launch import THREADS, blocks, int64, program
 
 
 def crop_and_flip(images: Array, top: Array, left: Array, flip: Array, padding: int) -> Array:
@@ -16,14 +16,10 @@ def crop_and_flip(images: Array, top: Array, left: Array, flip: Array, padding: 
     n, h, w, c = images.shape
     out = xp.empty(images.shape, dtype="uint8")
     program("images")["crop_and_flip"](
-        (blocks(n * h * w),), (THREADS,), images=images, top=_int64(top), left=_int64(left),
+        (blocks(n * h * w),), (THREADS,), images=images, top=int64(top), left=int64(left),
         flip=xp.ascontiguousarray(flip), out=out, padding=padding, n=n, h=h, w=w, c=c,
     )  # fmt: skip
     return out
-
-
-def _int64(array: Array) -> Array:
-    return module_of(array).ascontiguousarray(array.astype("int64", copy=False))
 
 
 def normalize(images: Array, mean: Array, std: Array) -> Array:

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minires.device import Array, device_of
+from minires.device import Array, device_of, module_of
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("--std=c++17",)
@@ -191,3 +191,8 @@ def activation_of(array: Array) -> str:
 def blocks(work: int, per_block: int = THREADS, most: int = 8 * BLOCKS) -> int:
     """Blocks for `work` items when each block takes `per_block` at a time, and goes on where there are more."""
     return max(1, min(-(-work // per_block), most))
+
+
+def int64(array: Array) -> Array:
+    """Labels or positions as the kernels read them: int64, contiguous."""
+    return module_of(array).ascontiguousarray(array.astype("int64", copy=False))

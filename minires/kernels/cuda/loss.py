@@ -6,10 +6,10 @@ Reading order: after loss.cu. Next: images.cu.
 from __future__ import annotations
 
 from minires.device import Array, module_of
-from minires.kernels.cuda import blas, precision
+from minires.kernels.cuda import blas
 from minires.kernels.cuda.batch_norm import column_sum, scale_and_shift
 from minires.kernels.cuda.elementwise import convert
-from minires.kernels.cuda.launch import THREADS, program
+from minires.kernels.cuda.launch import THREADS, int64, program
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -18,7 +18,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     features, outputs = weight.shape
     rows = x.size // features
     y = module_of(x).empty((*x.shape[:-1], outputs), dtype="float32")
-    _product(blas.matrix(x, rows, features), blas.matrix(weight, features, outputs), blas.matrix(y, rows, outputs))
+    blas.product(blas.Matrix(x, rows, features), blas.Matrix(weight, features, outputs), blas.Matrix(y, rows, outputs))
     if bias is not None:
         scale_and_shift(y, None, bias, None, relu=False)
     return y
@@ -33,25 +33,21 @@ def linear_backward(
     features, outputs = weight.shape
     rows = x.size // features
     dx = dweight = None
-    gradient = blas.matrix(dy, rows, outputs)
+    gradient = blas.Matrix(dy, rows, outputs)
     if need_dx:
         dx = xp.empty(x.shape, dtype="float32")
-        _product(gradient, blas.matrix(weight, features, outputs).T, blas.matrix(dx, rows, features))
+        blas.product(gradient, blas.Matrix(weight, features, outputs).T, blas.Matrix(dx, rows, features))
         dx = convert(dx, dtype)
     if need_dweight:
         dweight = xp.empty(weight.shape, dtype="float32")
-        _product(blas.matrix(x, rows, features).T, gradient, blas.matrix(dweight, features, outputs))
+        blas.product(blas.Matrix(x, rows, features).T, gradient, blas.Matrix(dweight, features, outputs))
     return dx, dweight, column_sum(dy)
-
-
-def _product(a: blas.Matrix, b: blas.Matrix, c: blas.Matrix) -> None:
-    blas.matmul(a, b, c, tf32=precision.current != "fp32")
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     """See reference.cross_entropy; two launches."""
     xp = module_of(logits)
-    logits, labels = xp.ascontiguousarray(logits), xp.ascontiguousarray(labels.astype("int64", copy=False))
+    logits, labels = xp.ascontiguousarray(logits), int64(labels)
     rows, classes = logits.shape
     probabilities, losses, loss = (xp.empty(s, dtype="float32") for s in (logits.shape, rows, ()))
     kernels = program("loss")
@@ -66,12 +62,12 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple
 def cross_entropy_backward(dloss: Array, probabilities: Array, labels: Array, label_smoothing: float) -> Array:
     """See reference.cross_entropy_backward."""
     xp = module_of(probabilities)
-    probabilities, labels = xp.ascontiguousarray(probabilities), labels.astype("int64", copy=False)
+    probabilities, labels = xp.ascontiguousarray(probabilities), int64(labels)
     rows, classes = probabilities.shape
     dlogits = xp.empty(probabilities.shape, dtype="float32")
     program("loss")["cross_entropy_backward"](
         (-(-rows * classes // THREADS),), (THREADS,), dloss=dloss, probabilities=probabilities,
-        labels=xp.ascontiguousarray(labels), dlogits=dlogits, smoothing=label_smoothing, rows=rows, classes=classes,
+        labels=labels, dlogits=dlogits, smoothing=label_smoothing, rows=rows, classes=classes,
     )  # fmt: skip
     return dlogits
 

@@ -1,4 +1,4 @@
-// Optimiser updates over the flat buffers, in place: one read and one write of each buffer, nothing else.
+// Optimiser updates over the flat buffers, in place: the gradient read once, the others read and written once.
 //
 //     SGD   g = gradient + weight_decay * parameter;  velocity = momentum * velocity + g
 //           parameter -= lr * (g + momentum * velocity if nesterov else velocity)
@@ -47,7 +47,6 @@ extern "C" __global__ void adam_update(
     float* __restrict__ mean,            // [size]
     float* __restrict__ square,          // [size]
     const float* __restrict__ schedule,  // [3]
-    float beta1,
     float beta2,
     float one_minus_beta1,
     float one_minus_beta2,

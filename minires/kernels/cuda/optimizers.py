@@ -56,6 +56,6 @@ def adam_update(
     schedule = lr if hasattr(lr, "dtype") else make_schedule(None, parameter, lr, step, (beta1, beta2))
     program("optimizers")["adam_update"](
         (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, mean=mean, square=square,
-        schedule=schedule, beta1=beta1, beta2=beta2, one_minus_beta1=1 - beta1, one_minus_beta2=1 - beta2, eps=eps,
+        schedule=schedule, beta2=beta2, one_minus_beta1=1 - beta1, one_minus_beta2=1 - beta2, eps=eps,
         weight_decay=weight_decay, decoupled=int(decoupled), size=parameter.size,
     )  # fmt: skip

@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool2d(
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
-        int j = row % wo, i = row / wo % ho, image = row / (wo * ho);
+        auto [image, i, j] = position_of(row, ho, wo);
         Lanes best;
         for (int k = 0; k < VECTOR; k++) best.v[k] = __uint_as_float(0xff800000u);  // minus infinity
         for (int u = max(0, ph - i * sh); u < kh && i * sh + u - ph < h; u++)
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_pool2d_backward(
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
-        int s = row % w, r = row / w % h, image = row / (w * h);
+        auto [image, r, s] = position_of(row, h, w);
         Lanes here = load(x + (size_t)row * c + channel), sum = {};
         // windows (i, j) with i*sh - ph <= r < i*sh - ph + kh, likewise for columns
         for (int i = max(0, (r + ph - kh + sh) / sh); i < ho && i * sh - ph <= r; i++)
@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool2d(
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
-        int j = row % wo, i = row / wo % ho, image = row / (wo * ho);
+        auto [image, i, j] = position_of(row, ho, wo);
         Lanes sum = {};
         for (int u = max(0, ph - i * sh); u < kh && i * sh + u - ph < h; u++)
             for (int v = max(0, pw - j * sw); v < kw && j * sw + v - pw < w; v++) {
@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool2d_backward(
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
-        int s = row % w, r = row / w % h, image = row / (w * h);
+        auto [image, r, s] = position_of(row, h, w);
         Lanes sum = {};
         for (int i = max(0, (r + ph - kh + sh) / sh); i < ho && i * sh - ph <= r; i++)
             for (int j = max(0, (s + pw - kw + sw) / sw); j < wo && j * sw - pw <= s; j++) {

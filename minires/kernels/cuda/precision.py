@@ -10,7 +10,7 @@ Reading order: before convolution.py.
 
 from __future__ import annotations
 
-CHOICES = ("fp32", "tf32", "bf16")
+CHOICES = ("fp32", "tf32", "bf16")  # as PRECISION in tensor_core.cuh counts them
 
 current = "fp32"
 

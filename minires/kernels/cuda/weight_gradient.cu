@@ -17,8 +17,8 @@
 #define B_LOADS ((STEP * TILE_N / 4 + THREADS - 1) / THREADS)  // pieces of four columns of dy that a thread fetches a step
 
 extern "C" __global__ void __launch_bounds__(256) weight_gradient(
-    const activation* __restrict__ x,   // [n, h, w, c], aligned to 8
-    const activation* __restrict__ dy,  // [n, ho, wo, o], aligned to 8
+    const activation* __restrict__ x,   // [n, h, w, c], aligned to 16
+    const activation* __restrict__ dy,  // [n, ho, wo, o], aligned to 16
     float* __restrict__ partials,       // [parts, kh, kw, c, o]
     int parts,
     int positions_per_part,
@@ -50,9 +50,10 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
 
     auto locate = [&](int step) {  // two divisions a position, once for the block instead of once for each thread
         if (t >= POSITIONS) return;
-        int m = begin + step * POSITIONS + t, j = m % wo, i = m / wo % ho;
-        image[step % 2][t] = m < end ? m / (wo * ho) : -1;
-        top[step % 2][t] = i * sh - ph, left[step % 2][t] = j * sw - pw;
+        int m = begin + step * POSITIONS + t;
+        Position p = position_of(m, ho, wo);
+        image[step % 2][t] = m < end ? p.image : -1;
+        top[step % 2][t] = p.i * sh - ph, left[step % 2][t] = p.j * sw - pw;
     };
     auto input = [&](int step, int position) -> const activation* {
         int which = image[step % 2][position];

@@ -29,12 +29,12 @@ def test_matmul(m, n, k, seed, ta, tb, more):
         a, b, c = random(seed, m, k), random(seed + 1, k, n), random(seed + 2, m, n)
         out = cupy.asarray(c)
         left = (
-            blas.matrix(cupy.asarray(np.ascontiguousarray(a.T)), k, m).T if ta else blas.matrix(cupy.asarray(a), m, k)
+            blas.Matrix(cupy.asarray(np.ascontiguousarray(a.T)), k, m).T if ta else blas.Matrix(cupy.asarray(a), m, k)
         )
         right = (
-            blas.matrix(cupy.asarray(np.ascontiguousarray(b.T)), n, k).T if tb else blas.matrix(cupy.asarray(b), k, n)
+            blas.Matrix(cupy.asarray(np.ascontiguousarray(b.T)), n, k).T if tb else blas.Matrix(cupy.asarray(b), k, n)
         )
-        blas.matmul(left, right, blas.matrix(out, m, n), accumulate=more)
+        blas.matmul(left, right, blas.Matrix(out, m, n), accumulate=more)
         np.testing.assert_array_equal(out.get(), a @ b + (c if more else 0))
 
 
@@ -63,7 +63,7 @@ def test_bfloat16_in_float32_out(gpu):
 
     a, b = (random(i, 4, 4).astype(ml_dtypes.bfloat16) for i in range(2))
     out = cupy.empty((4, 4), dtype="float32")
-    blas.matmul(*(blas.matrix(cupy.asarray(m), 4, 4) for m in (a, b)), blas.matrix(out, 4, 4))
+    blas.matmul(*(blas.Matrix(cupy.asarray(m), 4, 4) for m in (a, b)), blas.Matrix(out, 4, 4))
     np.testing.assert_array_equal(out.get(), a.astype(np.float32) @ b.astype(np.float32))
 
 
@@ -74,7 +74,7 @@ def test_tf32_rounds_the_factors(gpu):
     for tf32, expected in ((False, float(x[0, 0])), (True, 1 + 2**-10)):
         out = cupy.empty((1, 1), dtype="float32")
         one = cupy.ones((1, 1), dtype="float32")
-        blas.matmul(blas.matrix(cupy.asarray(x), 1, 1), blas.matrix(one, 1, 1), blas.matrix(out, 1, 1), tf32=tf32)
+        blas.matmul(blas.Matrix(cupy.asarray(x), 1, 1), blas.Matrix(one, 1, 1), blas.Matrix(out, 1, 1), tf32=tf32)
         assert float(out.get()[0, 0]) == expected
 
 
@@ -83,8 +83,8 @@ def test_the_workspace_is_set_after_the_stream(gpu):
     without."""
     import cupy
 
-    one = blas.matrix(cupy.ones((1, 1), dtype="float32"), 1, 1)
-    out = blas.matrix(cupy.empty((1, 1), dtype="float32"), 1, 1)
+    one = blas.Matrix(cupy.ones((1, 1), dtype="float32"), 1, 1)
+    out = blas.Matrix(cupy.empty((1, 1), dtype="float32"), 1, 1)
     for stream in (cupy.cuda.Stream(), cupy.cuda.Stream.null):
         with stream:
             blas.matmul(one, one, out)
@@ -95,15 +95,15 @@ def test_errors(gpu):
     import cupy
 
     x = cupy.zeros((4, 4), dtype="float32")
-    square = blas.matrix(x, 4, 4)
+    square = blas.Matrix(x, 4, 4)
     for arguments, kind, message in [
-        ((square, blas.matrix(x, 2, 4), square), ValueError, r"\(4, 4\) @ \(2, 4\) = \(4, 4\) do not fit"),
+        ((square, blas.Matrix(x, 2, 4), square), ValueError, r"\(4, 4\) @ \(2, 4\) = \(4, 4\) do not fit"),
         ((square, square, square.T), ValueError, "do not fit"),
-        ((blas.matrix(x, 5, 4), square, square), ValueError, "a reaches to element 20 of an array of 16"),
+        ((blas.Matrix(x, 5, 4), square, square), ValueError, "a reaches to element 20 of an array of 16"),
         ((square, blas.Matrix(x, 4, 4, offset=1), square), ValueError, "b reaches to element 17"),
         ((square, square, blas.Matrix(x, 4, 4, ld=3)), ValueError, "c of 4x4, ld 3"),
-        ((blas.matrix(np.zeros((4, 4), np.float32), 4, 4), square, square), TypeError, "a is float32 on 'cpu'"),
-        ((blas.matrix(x.astype("int32"), 4, 4), square, square), TypeError, "a is int32 on 'cuda'"),
+        ((blas.Matrix(np.zeros((4, 4), np.float32), 4, 4), square, square), TypeError, "a is float32 on 'cpu'"),
+        ((blas.Matrix(x.astype("int32"), 4, 4), square, square), TypeError, "a is int32 on 'cuda'"),
     ]:
         with pytest.raises(kind, match=message):
             blas.matmul(*arguments)
@@ -112,7 +112,7 @@ def test_errors(gpu):
 def test_a_failing_cublas_is_named(gpu, monkeypatch):
     import cupy
 
-    x = blas.matrix(cupy.zeros((2, 2), dtype="float32"), 2, 2)
+    x = blas.Matrix(cupy.zeros((2, 2), dtype="float32"), 2, 2)
     blas.matmul(x, x, x)
     monkeypatch.setattr(type(blas._handle.functions), "cublasGemmStridedBatchedEx", lambda *arguments: 13)
     with pytest.raises(RuntimeError, match=r"failed with status 13 \(execution failed\)"):

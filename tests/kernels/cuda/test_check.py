@@ -6,9 +6,11 @@ import json
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from minires.kernels.cuda import check, simulator
+from minires.measure import stages
 
 
 @pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
@@ -99,3 +101,10 @@ def test_without_a_gpu_it_says_so(tmp_path):
         pytest.skip("there is a GPU")
     assert check.main(["--out", str(tmp_path), "--stages", "ceilings"]) == 1
     assert check.read(tmp_path / "ceilings.json")["reason"].startswith(("CuPy", "no NVIDIA"))
+
+
+def test_a_wrong_result_is_seen():
+    ones = np.ones(4, np.float32)
+    assert stages.difference(ones, ones) == 0
+    assert stages.difference((ones, 2 * ones), (ones, ones)) == pytest.approx(1)
+    assert stages.difference(0 * ones, ones) == pytest.approx(1)
