@@ -6,7 +6,7 @@
 trained/      folders of examples/train_cifar.py, without the two .safetensors files
 ablation/     those of examples/ablation.py
 degradation/  those of examples/degradation.py
-torch/        of examples/compare_torch.py
+pytorch/      of examples/compare_torch.py (not "torch": `import torch`, tried from here, would take the folder for it)
 cpu/          of examples/benchmark.py, cpu_ladder.py and cpu_details.py; make_tables.py puts them into the chapter
 """
 
@@ -140,7 +140,7 @@ def degradations() -> list[str]:
 
 def torch() -> list[str]:
     lines = []
-    for path in sorted((HERE / "torch").glob("*/losses.json")):
+    for path in sorted((HERE / "pytorch").glob("*/losses.json")):
         record, name = json.loads(path.read_text()), path.parent.name
         apart = compare_torch.steps_together(record)
         ours, theirs = apart["minires and PyTorch"], apart["PyTorch and PyTorch, nudged"]
@@ -156,7 +156,7 @@ def torch() -> list[str]:
             rows.append([library, accuracy, f"{statistics.fmean(losses[-compare_torch.tail(record) :]):.4f}"])
         lines += [
             compare.as_markdown(rows),
-            f"\n![Both loss curves](torch/{name}/losses.png)\n",
+            f"\n![Both loss curves](pytorch/{name}/losses.png)\n",
             *code([record["command"]]),
         ]
     return ["## The same training in PyTorch\n", *lines] if lines else []
