@@ -27,7 +27,7 @@ import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ import minires.functional as F
 from minires import data, models, nn, optim, train
 from minires.optim import schedules
 from minires.train import cli, compare, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RECIPE = {
     "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "schedule": "step", "weight_decay": 1e-4, "label_smoothing": 0.0,
@@ -209,72 +212,86 @@ def read_layers(path: Path) -> dict[str, Any]:
 
 
 def draw(runs: list[compare.Run], out: Path) -> None:
-    """training.png, gradients.png and responses.png; without matplotlib, say so."""
+    """training.png, gradients.png and responses.png; without matplotlib, say so. Raises `RunError`, `OSError`."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         say("no pictures: matplotlib is not installed (pip install 'minires[plots]')")
         return
     layers = [read_layers(run.path) for run in runs]
-    dataset = runs[0].settings["dataset"]
     if len({(run.settings["dataset"], len(measured["probes"])) for run, measured in zip(runs, layers)}) > 1:
         raise compare.RunError(f"{out}: its networks were trained on different data or for different times")
-    depths = sorted({run.settings["depth"] for run in runs})
-    colour = dict(zip(depths, ("tab:orange", "tab:red", "tab:purple", "tab:brown", "black", "gray")))
-    kinds = ("plain", "ResNet")
+    training_error(runs, layers).savefig(out / "training.png", dpi=120)
+    gradient_norms(runs, layers).savefig(out / "gradients.png", dpi=120)
+    responses(runs, layers).savefig(out / "responses.png", dpi=120)
 
+
+def style_of(run: compare.Run) -> dict[str, str]:
+    """A colour for its depth; dashed without shortcuts."""
+    colours = ("tab:orange", "tab:green", "tab:red", "tab:blue", "black", "gray")
+    colour = colours[models.resnet_cifar.DEPTHS.index(run.settings["depth"])]
+    return {"color": colour, "linestyle": "--" if run.settings["plain"] else "-"}
+
+
+def training_error(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Figure:
+    """Training and test error over the epochs: plain networks on the left, residual ones on the right."""
+    dataset = runs[0].settings["dataset"]
     figure = train.new_figure(
         12, 5, f"Training error (thin) and test error (bold) on {dataset}, as the paper's figure 6"
     )
-    panels = dict(zip(kinds, figure.subplots(1, 2, sharey=True)))
+    panels = figure.subplots(1, 2, sharey=True)
     for run, measured in zip(runs, layers):
-        axes, curve = panels[run.network.split("-")[0]], measured["training_error"]
-        per_epoch = run.records[-1]["step"] / run.records[-1]["epoch"]
-        at = (np.arange(len(curve["percent"])) + 0.5) * curve["steps"] / per_epoch
-        style = {"color": colour[run.settings["depth"]]}
-        axes.plot(at, curve["percent"], linewidth=1, **style)
+        axes, curve = panels[0 if run.settings["plain"] else 1], measured["training_error"]
+        colour, last = style_of(run)["color"], run.records[-1]
+        at = (np.arange(len(curve["percent"])) + 0.5) * curve["steps"] * last["epoch"] / last["step"]
+        axes.plot(at, curve["percent"], color=colour, linewidth=1)
         tests = [100 - 100 * record["test_accuracy"] for record in run.records]
-        axes.plot([record["epoch"] for record in run.records], tests, "o-", linewidth=2.5, label=run.network, **style)
-    for kind, axes in panels.items():
-        axes.set(xlabel="epoch", title=f"{kind} networks", ylim=(0, None), xlim=(0, None))
+        epochs = [record["epoch"] for record in run.records]
+        axes.plot(epochs, tests, "o-", color=colour, linewidth=2.5, label=run.network)
+    for axes, title in zip(panels, ("plain networks", "residual networks")):
+        axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    panels["plain"].set_ylabel("error in %")
-    figure.savefig(out / "training.png", dpi=120)
+    panels[0].set_ylabel("error in %")
+    return figure
 
-    moments = sorted({0, 1, len(layers[0]["probes"]) - 1})
+
+def gradient_norms(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Figure:
+    """The norm of each layer's gradient before training, after the first epoch and after the last."""
+    dataset, probes = runs[0].settings["dataset"], layers[0]["probes"]
     figure = train.new_figure(14, 5, f"Norm of the gradient of each layer's weights ({dataset}, {PROBED} images)")
-    for axes, index in zip(figure.subplots(1, len(moments), sharey=True), moments):
+    moments = sorted({0, 1, len(probes) - 1})
+    panels = figure.subplots(1, len(moments), sharey=True)
+    for axes, index in zip(panels, moments):
         for run, measured in zip(runs, layers):
             norms = measured["probes"][index]["gradient_norm"]
-            style = {"color": colour[run.settings["depth"]], "linestyle": "--" if run.settings["plain"] else "-"}
-            axes.semilogy(range(1, len(norms) + 1), norms, marker=".", label=run.network, **style)
-        epoch = layers[0]["probes"][index]["epoch"]
-        axes.set(
-            xlabel="layer, 1 sees the image",
-            title=("before training", "after 1 epoch", f"after {epoch} epochs")[min(index, 2)],
-        )
+            axes.semilogy(range(1, len(norms) + 1), norms, marker=".", label=run.network, **style_of(run))
+        title = ("before training", "after 1 epoch", f"after {probes[index]['epoch']} epochs")[min(index, 2)]
+        axes.set(xlabel="layer, 1 sees the image", title=title)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("norm of the gradient")
-    figure.axes[0].legend()
-    figure.savefig(out / "gradients.png", dpi=120)
+    panels[0].set_ylabel("norm of the gradient")
+    panels[0].legend()
+    return figure
 
+
+def responses(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Figure:
+    """The standard deviation of each layer's response after training, in their order and sorted."""
+    dataset = runs[0].settings["dataset"]
     figure = train.new_figure(
         12, 5, f"Standard deviation of each layer's response after training ({dataset}), as figure 7"
     )
     left, right = figure.subplots(1, 2, sharey=True)
     for run, measured in zip(runs, layers):
         spread = measured["probes"][-1]["response_std"]
-        style = {"color": colour[run.settings["depth"]], "linestyle": "--" if run.settings["plain"] else "-"}
-        left.plot(range(1, len(spread) + 1), spread, label=run.network, **style)
-        right.plot(range(1, len(spread) + 1), sorted(spread, reverse=True), **style)
-    left.set(xlabel="layer", ylabel="standard deviation", title="in their order", ylim=(0, None))
-    right.set(xlabel="layer, sorted", title="by size")
+        left.plot(range(1, len(spread) + 1), spread, label=run.network, **style_of(run))
+        right.plot(range(1, len(spread) + 1), sorted(spread, reverse=True), **style_of(run))
+    left.set(xlabel="layer, 1 sees the image", ylabel="standard deviation", title="in their order", ylim=(0, None))
+    right.set(xlabel="layer, by its standard deviation", title="sorted")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend()
-    figure.savefig(out / "responses.png", dpi=120)
+    return figure
 
 
 if __name__ == "__main__":

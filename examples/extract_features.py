@@ -15,7 +15,7 @@ Files that are no images are named and skipped; the exit status is 1 then, as fo
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 import minires as mr
 import minires.functional as F
+from minires.data import DataError
 from minires.files import atomic
 from minires.models import recognise, resnet
 from minires.predict import Classifier, ImageError, batches, image_files, open_classifier, read_image
-from minires.train import cli
+from minires.train import cli, new_figure
 
 ROWS = 6  # queries in a picture, when none is given
 
@@ -37,6 +38,8 @@ def main() -> int:
     args = parser.parse_args()
     if not args.images and not args.features:
         parser.error("give images or folders, or --features with those of an earlier run")
+    if args.picture and not importlib.util.find_spec("matplotlib"):
+        parser.error("argument --picture: needs matplotlib: pip install 'minires[plots]'")
     device = cli.choose_device(parser, args.device)
     network = open_classifier(args.weights, args.depth, image_size=args.image_size, device=device, log=note)
     depth = recognise.depth_of(network.model)
@@ -104,7 +107,7 @@ def load(path: str) -> tuple[list[str], np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds
-        raise ValueError(f"{path}: does not hold files and features ({error})") from None
+        raise DataError(f"{path}: does not hold files and features ({error})") from None
     return [str(name) for name in files], features
 
 
@@ -120,14 +123,8 @@ def nearest(
 
 def draw(queries: list[str], found: list[list[tuple[str, float]]], path: str, title: str) -> None:
     """A row of images for each query: the query, then its neighbours with their similarities."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--picture needs matplotlib: pip install 'minires[plots]'") from None
-
     columns = 1 + max(map(len, found))
-    figure = Figure((1.8 * columns, 2.1 * len(queries) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure = new_figure(1.8 * columns, 2.1 * len(queries) + 0.6, title)
     grid = figure.subplots(len(queries), columns, squeeze=False)
     for row, query, neighbours in zip(grid, queries, found):
         for axes in row:
@@ -164,17 +161,5 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def entry_point() -> int:
-    """`main`, with every expected failure as one line on stderr and an exit status."""
-    try:
-        return main()
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    except (OSError, ValueError) as error:  # WeightsError and ImageError are ValueErrors
-        message, status = error, 2
-    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(entry_point())
+    sys.exit(cli.run(main))

@@ -16,13 +16,12 @@ without --freeze also state.safetensors, from which --resume continues. See what
 
     minires predict --weights runs/finetune photo.jpg
 
-Exit status: 0 done; 1 training failed; 2 unusable arguments, data, weights or device; 130 interrupted.
+Exit status: 0 done; 1 training failed, disk full; 2 unusable arguments, data, weights or device; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -223,23 +222,5 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def entry_point() -> int:
-    """`main`, with every expected failure as one line on stderr and an exit status."""
-    try:
-        return main()
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    except train.TrainingError as error:
-        message, status = error, 1
-    except MemoryError as error:
-        message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
-    except ValueError as error:  # data, weights, checkpoints: each its own kind
-        message, status = error, 2
-    except OSError as error:
-        message, status = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "), 2
-    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(entry_point())
+    sys.exit(cli.run(main))

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 import minires.functional as F
 from minires import nn
-from minires.data import CIFAR10
+from minires.data import CIFAR10, DataError
 from minires.fold import fold
 from minires.models import from_weights, imagenet_classes
 from minires.models.pretrained import IMAGENET_MEAN, IMAGENET_RESIZE, IMAGENET_SIZE, IMAGENET_STD, imagenet_file
@@ -30,7 +30,7 @@ from minires.weights import WeightsError, read_metadata
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class ImageError(ValueError):
+class ImageError(DataError):
     """A file that is not an image, or a damaged one. The text is one line naming it."""
 
 

@@ -18,6 +18,7 @@ from minires.train.checkpoint import CheckpointError
 from minires.train.compare import RunError
 from minires.train.loop import TrainingError
 from minires.train.memory import OutOfMemory
+from minires.weights import WeightsError
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,14 +72,16 @@ def _number(kind: type, text: str, least: float, below: float, expected: str) ->
 def run(main: Callable[[], int]) -> int:
     """`main()`, with every expected failure as one line on stderr and an exit status.
 
-    1: training failed, out of memory, a full disk; 2: unusable data or checkpoints; 130: Ctrl-C.
+    1: training failed, out of memory, a full disk; 2: unusable data, weights or checkpoints, or none; 130: Ctrl-C.
     """
     try:
         return main()
     except KeyboardInterrupt:
         message, status = "interrupted; what was saved before is intact", 130
-    except (DataError, CheckpointError, RunError) as error:
+    except (DataError, WeightsError, CheckpointError, RunError) as error:
         message, status = error, 2
+    except FileNotFoundError as error:
+        message, status = f"{error.filename}: {error.strerror}" if error.filename else error, 2
     except (TrainingError, OutOfMemory) as error:
         message, status = error, 1
     except MemoryError as error:  # CuPy's is one too

@@ -189,7 +189,8 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
     from matplotlib.lines import Line2D
 
     figure = new_figure(12, 5.5, title.replace("$", r"\$"))  # no formulas
-    colours = colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
+    many = colormaps["turbo"].resampled(len(runs))
+    colours = colormaps["tab10"].colors if len(runs) <= 10 else [many(i) for i in range(len(runs))]
     left, right = figure.subplots(1, 2)
     for i, run in enumerate(runs):
         epochs = [record["epoch"] for record in run.records]
@@ -197,8 +198,8 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
         for axes, name, scale, offset in ((left, "loss", 1, 0), (right, "accuracy", -100, 100)):
             for prefix, style in (("", "--"), ("test_", "-")):
                 values = [offset + scale * record[prefix + name] for record in run.records]
-                axes.plot(epochs, values, style, color=colours[i % 20], marker=marker, linewidth=1.5)
-    handles = [Line2D([], [], color=colours[i % 20], label=name) for i, name in enumerate(names or _names(runs))]
+                axes.plot(epochs, values, style, color=colours[i], marker=marker, linewidth=1.5)
+    handles = [Line2D([], [], color=colours[i], label=name) for i, name in enumerate(names or _names(runs))]
     handles += [Line2D([], [], color="gray", linestyle=s, label=t) for s, t in (("--", "training"), ("-", "test set"))]
     for axes, name in ((left, "loss (cross-entropy)"), (right, "error in %")):
         axes.set(xlabel="epoch", ylabel=name, ylim=(0, None), xlim=(0, None))

@@ -15,6 +15,7 @@ import pytest
 import minires as mr
 import minires.functional as F
 from minires import data, models
+from minires.train import compare
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "degradation.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -65,6 +66,31 @@ def test_the_layers_are_in_their_order():
     names = [name for name, _, _ in degradation.convolutions(models.resnet20())]
     assert names[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
     assert names[-1] == "layer3.2.conv2"
+
+
+def test_the_pictures_show_what_was_measured():
+    pytest.importorskip("matplotlib")
+    runs, layers = [], []
+    for plain, test in ((True, (0.1, 0.2)), (False, (0.3, 0.4))):
+        records = [{"epoch": i + 1, "step": 4 * i + 4, "test_accuracy": share} for i, share in enumerate(test)]
+        runs.append(compare.Run(Path("x"), {"depth": 20, "plain": plain, "dataset": "D"}, records, {}))
+        probes = [{"epoch": i, "gradient_norm": [1 + i, 3, 2], "response_std": [5 + i, 9, 7]} for i in range(3)]
+        layers.append({"training_error": {"steps": 2, "percent": [80, 70, 60, 50 + plain]}, "probes": probes})
+
+    plain, residual = degradation.training_error(runs, layers).axes
+    np.testing.assert_allclose(plain.lines[0].get_xydata(), [(0.25, 80), (0.75, 70), (1.25, 60), (1.75, 51)])
+    np.testing.assert_allclose(plain.lines[1].get_xydata(), [(1, 90), (2, 80)])
+    np.testing.assert_allclose(residual.lines[1].get_xydata(), [(1, 70), (2, 60)])
+
+    panels = degradation.gradient_norms(runs, layers).axes
+    assert [axes.get_title() for axes in panels] == ["before training", "after 1 epoch", "after 2 epochs"]
+    np.testing.assert_allclose([axes.lines[1].get_ydata() for axes in panels], [[1, 3, 2], [2, 3, 2], [3, 3, 2]])
+
+    ordered, by_size = degradation.responses(runs, layers).axes
+    np.testing.assert_allclose(ordered.lines[0].get_xydata(), [(1, 7), (2, 9), (3, 7)])  # after the last epoch
+    np.testing.assert_allclose(by_size.lines[0].get_ydata(), [9, 7, 7])
+    for axes in (*panels, ordered, by_size):
+        assert [line.get_linestyle() for line in axes.lines] == ["--", "-"]  # plain, residual
 
 
 def measured(path):

@@ -87,6 +87,14 @@ def test_the_curves(runs):
     assert left.lines[0].get_color() == right.lines[1].get_color() != right.lines[2].get_color()
 
 
+@pytest.mark.parametrize("count", [3, 10, 11, 25])
+def test_every_run_has_a_colour_of_its_own(tmp_path, count):
+    pytest.importorskip("matplotlib")
+    many = [compare.read_run(write_run(tmp_path / str(i), [0.5])) for i in range(count)]
+    lines = compare.overlay(many).axes[0].lines
+    assert len({line.get_color() for line in lines}) == count
+
+
 def test_names_that_are_the_same(tmp_path):
     pytest.importorskip("matplotlib")
     same = [compare.read_run(write_run(tmp_path / parent / "x", [0.5])) for parent in ("a", "b")]
