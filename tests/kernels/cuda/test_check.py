@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,6 +102,28 @@ def test_without_a_gpu_it_says_so(tmp_path):
         pytest.skip("there is a GPU")
     assert check.main(["--out", str(tmp_path), "--stages", "ceilings"]) == 1
     assert check.read(tmp_path / "ceilings.json")["reason"].startswith(("CuPy", "no NVIDIA"))
+
+
+def test_a_time_is_the_median_of_calls_after_the_first(monkeypatch):
+    """Rounds of 4 calls: 1000 ms for the first call of all, then 2 ms each in the first round, 3 ms in the next, ..."""
+    clock, calls = 0.0, -1
+
+    class Event:
+        def record(self):
+            self.at = clock
+
+        def synchronize(self):
+            pass
+
+    def function():
+        nonlocal clock, calls
+        clock += 1000 if calls < 0 else 2 + calls // 4
+        calls += 1
+
+    events = SimpleNamespace(Event=Event, get_elapsed_time=lambda begin, end: end.at - begin.at)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=events))
+    assert stages.milliseconds(function, tiny=False, repeat=4, rounds=5) == 4
+    assert calls == 20
 
 
 def test_a_wrong_result_is_seen():
