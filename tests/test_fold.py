@@ -67,6 +67,50 @@ def test_a_folded_network_at_several_batch_sizes():
             assert np.linalg.norm(found - expected[:n]) < 1e-4 * np.linalg.norm(expected[:n])
 
 
+class Siblings(nn.Module):
+    """conv -> bn, twice in a row, of the given modules."""
+
+    def __init__(self, *modules: nn.Module):
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = modules
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.bn1(self.conv1(x))))
+
+
+def assert_folds(model: nn.Module) -> None:
+    x = mr.Tensor(np.random.default_rng(1).standard_normal((2, 5, 5, 4)).astype(np.float32))
+    for _ in range(3):
+        model(x)  # moves the running statistics
+    with mr.no_grad():
+        np.testing.assert_allclose(mr.fold(model)(x).numpy(), model.eval()(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_used_twice_is_folded_once():
+    block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+    assert_folds(nn.Sequential(block, nn.ReLU(), block))
+
+
+def test_convolutions_that_share_a_weight_or_a_batch_norm():
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    second.weight = first.weight
+    assert_folds(Siblings(first, nn.BatchNorm2d(4), second, nn.BatchNorm2d(4)))
+    norm = nn.BatchNorm2d(4)
+    assert_folds(Siblings(first, norm, nn.Conv2d(4, 4, 1), norm))
+
+
+def test_one_convolution_with_two_batch_norms():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    with pytest.raises(ValueError, match="the convolution before bn1 is used in 2 places"):
+        mr.fold(Siblings(conv, nn.BatchNorm2d(4), conv, nn.BatchNorm2d(4)))
+
+
+def test_every_part_of_a_folded_network_is_in_evaluation():
+    model = trained(20, None)
+    assert not any(module.training for module in mr.fold(model).modules())
+    assert all(module.training for module in model.modules())
+
+
 def test_nothing_to_fold():
     with pytest.raises(ValueError, match="Linear has no batch norm right behind a convolution"):
         mr.fold(nn.Linear(2, 2))

@@ -23,6 +23,14 @@ def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
     return Tensor(value)
 
 
+def check_floating(operation: str, x: Tensor) -> None:
+    """Raises `TypeError` for an input of integers: sums of products do not fit into the bytes of images."""
+    if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
+        raise TypeError(
+            f"{operation}: input has dtype {x.dtype}, expected floating-point (images: .astype(np.float32) / 255)"
+        )
+
+
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
     """Sum `gradient` over the axes along which an array of `shape` was broadcast; (3,4) -> (3,1) sums axis 1."""
     if gradient.shape == shape:

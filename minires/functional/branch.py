@@ -14,6 +14,7 @@ from typing import Any
 
 from minires import kernels
 from minires.device import Array
+from minires.functional.arithmetic import check_floating
 from minires.functional.convolution import check_conv2d
 from minires.functional.normalization import check_batch_norm, update_running_statistics
 from minires.kernels.geometry import Geometry, output_size
@@ -25,8 +26,9 @@ def residual_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Tens
 
     x (N,H,W,C); layers: pairs of a convolution and a batch norm, with the attributes that nn.Conv2d (no bias, one
     group) and nn.BatchNorm2d have; residual (N,Ho,Wo,O). The running statistics move, as in batch_norm.
-    Raises `ValueError` for shapes that do not fit.
+    Raises `ValueError` for shapes that do not fit, `TypeError` for an input of integers.
     """
+    check_floating("residual_branch", x)
     room = kernels.of(x.data, layers[0][0].weight.data, None if residual is None else residual.data)
     described, shape = [], x.shape
     for conv, norm in layers:
@@ -65,8 +67,10 @@ def inference_branch(x: Tensor, layers: Sequence[tuple[Any, Any]], residual: Ten
     """The same for inference: batch norm by its running statistics, or folded into the convolution; no gradients.
 
     layers: pairs of a convolution and a norm with `scale_and_shift()`, which gives the two (O,) arrays that batch norm
-    amounts to; or None, and the convolution has a bias instead. Raises `ValueError` for shapes that do not fit.
+    amounts to; or None, and the convolution has a bias instead. Raises `ValueError` for shapes that do not fit,
+    `TypeError` for an input of integers.
     """
+    check_floating("inference_branch", x)
     room = kernels.of(x.data, layers[0][0].weight.data, None if residual is None else residual.data)
     described, shape = [], x.shape
     for conv, norm in layers:

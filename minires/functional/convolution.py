@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from minires import kernels
 from minires.device import Array
+from minires.functional.arithmetic import check_floating
 from minires.kernels.geometry import Geometry, Pair, output_size, pair
 from minires.tensor import Tensor
 
@@ -28,8 +29,9 @@ def conv2d(
     returns (N, Ho, Wo, O) with Ho = (H + 2p - d(kh-1) - 1) // s + 1
 
     stride, padding and dilation are numbers or (vertical, horizontal) pairs. Raises `ValueError` for shapes
-    that do not fit; an input in PyTorch's (N, C, H, W) order is recognised and named.
+    that do not fit; an input in PyTorch's (N, C, H, W) order is recognised and named; `TypeError` for integers.
     """
+    check_floating("conv2d", x)
     _, stride, padding, dilation = check_conv2d(
         x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups
     )

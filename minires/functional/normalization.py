@@ -9,6 +9,7 @@ import math
 
 from minires import kernels
 from minires.device import Array
+from minires.functional.arithmetic import check_floating
 from minires.tensor import Tensor
 
 
@@ -35,8 +36,10 @@ def batch_norm(
     kernel do in one pass over memory what would be three.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; PyTorch's conventions.
-    Raises `ValueError` for shapes that do not fit, and in training for fewer than two values per channel.
+    Raises `ValueError` for shapes that do not fit, and in training for fewer than two values per channel;
+    `TypeError` for an input of integers.
     """
+    check_floating("batch_norm", x)
     check_batch_norm(x.shape, weight.shape, bias.shape, running_mean.shape, running_var.shape, training)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, expected the input's {x.shape}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from minires import kernels
 from minires.device import Array
+from minires.functional.arithmetic import check_floating
 from minires.kernels.geometry import Pair, output_size, pair
 from minires.tensor import Tensor
 
@@ -15,7 +16,7 @@ def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding
     """The maximum of each kernel_size window of x (N,H,W,C); windows are `stride` apart (default: kernel_size).
 
     Padding counts as minus infinity. Of equal maxima the first, row by row, receives the gradient.
-    Raises `ValueError` when the window does not fit, or the padding exceeds half of it.
+    Raises `ValueError` when the window does not fit, or the padding exceeds half of it; `TypeError` for integers.
     """
     kernel_size, stride, padding = _window("max_pool2d", x, kernel_size, stride, padding)
     room = kernels.of(x.data)
@@ -30,7 +31,7 @@ def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding
 def avg_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
     """The mean of each kernel_size window of x (N,H,W,C); padding counts as zeros, as in PyTorch.
 
-    Raises `ValueError` when the window does not fit, or the padding exceeds half of it.
+    Raises `ValueError` when the window does not fit, or the padding exceeds half of it; `TypeError` for integers.
     """
     kernel_size, stride, padding = _window("avg_pool2d", x, kernel_size, stride, padding)
     room = kernels.of(x.data)
@@ -43,7 +44,8 @@ def avg_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """(N, H, W, C) -> (N, C): the mean over all positions."""
+    """(N, H, W, C) -> (N, C): the mean over all positions. Raises `TypeError` for integers."""
+    check_floating("global_avg_pool2d", x)
     if x.ndim != 4:
         raise ValueError(f"global_avg_pool2d: input has shape {x.shape}, expected (N,H,W,C)")
     room = kernels.for_light_work(x.data)
@@ -55,6 +57,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
 
 
 def _window(name: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> tuple:
+    check_floating(name, x)
     kernel_size = pair("kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else pair("stride", stride, 1)
     padding = pair("padding", padding, 0)

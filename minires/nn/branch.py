@@ -24,9 +24,10 @@ def branch(x: Tensor, layers: Layers, residual: Tensor | None = None, relu: bool
     """
     if kernels.fuses_branches(x.data) and not Module._observers:
         if is_grad_enabled() and all(_is_training_pair(*pair) for pair in layers):
+            y = residual_branch(x, layers, residual, relu)
             for _, norm in layers:
                 norm.num_batches_tracked += 1
-            return residual_branch(x, layers, residual, relu)
+            return y
         if not is_grad_enabled() and all(_is_inference_pair(*pair) for pair in layers):
             return inference_branch(x, layers, residual, relu)
 
