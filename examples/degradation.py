@@ -1,6 +1,6 @@
 """The experiment the paper is about: plain networks get worse when they get deeper, residual ones do not.
 
-    python examples/degradation.py                   # 20 and 56 layers, plain and residual, 8 epochs each
+    python examples/degradation.py                   # 20 and 56 layers, plain and residual, 6 epochs each
     python examples/degradation.py --draw FOLDER     # only draw the pictures again, from the files in FOLDER
 
 Four networks are trained at the same budget by the paper's recipe in short: SGD with momentum 0.9, learning rate 0.1,
@@ -81,7 +81,7 @@ def make_parser() -> cli.Parser:
     add = parser.add_argument
     add("--depths", type=int, nargs="+", choices=models.resnet_cifar.DEPTHS, default=[20, 56])
     add("--network", metavar="NAME", help="train this one only: plain-20, resnet-20, plain-56, resnet-56")
-    add("--epochs", type=cli.positive_int, default=8)
+    add("--epochs", type=cli.positive_int, default=6)
     add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto")
     add("--data-dir", default="data")
     add("--train-size", type=cli.positive_int, help="use this many training images only")
@@ -250,6 +250,7 @@ def training_error(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Fig
         axes.plot(epochs, tests, "o-", color=colour, linewidth=2.5, label=run.network)
     for axes, title in zip(panels, ("plain networks", "residual networks")):
         axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
@@ -269,6 +270,7 @@ def gradient_norms(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Fig
             axes.semilogy(range(1, len(norms) + 1), norms, marker=".", label=run.network, **style_of(run))
         title = ("before training", "after 1 epoch", f"after {probes[index]['epoch']} epochs")[min(index, 2)]
         axes.set(xlabel="layer, 1 sees the image", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("norm of the gradient")
     panels[0].legend()
@@ -289,6 +291,7 @@ def responses(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Figure:
     left.set(xlabel="layer, 1 sees the image", ylabel="standard deviation", title="in their order", ylim=(0, None))
     right.set(xlabel="layer, by its standard deviation", title="sorted")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     left.legend()
     return figure
