@@ -6,6 +6,7 @@ The layer-by-layer answer comes from the reference kernels, which never fuse. Fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import minires as mr
 import minires.functional as F
 from minires import kernels, models, nn, optim
+from minires.kernels.cpu import workers
 from minires.kernels.cpu.batch_norm import scale_and_shift
 from minires.testing import with_layout
 
@@ -86,6 +88,7 @@ CASES = {  # layers (C, O, kernel, stride, padding), the input's shape, the resi
     "bottleneck, identity shortcut": ([(4, 6, 1, 1, 0), (6, 6, 3, 1, 1), (6, 4, 1, 1, 0)], (3, 6, 5, 4), "x"),
     "bottleneck, stride 2": ([(4, 6, 1, 1, 0), (6, 6, 3, 2, 1), (6, 8, 1, 1, 0)], (3, 7, 5, 4), (3, 4, 3, 8)),
     "Winograd, identity shortcut": ([(64, 64, 3, 1, 1), (64, 64, 3, 1, 1)], (8, 16, 16, 64), "x"),
+    "Winograd, few tiles and many channels": ([(128, 128, 3, 1, 1), (128, 128, 3, 1, 1)], (8, 8, 8, 128), "x"),
     "7x7, then no padding": ([(3, 4, 7, 2, 3), (4, 4, 3, 1, 0)], (1, 15, 9, 3), None),
     "strided projection": ([(4, 6, 1, 2, 0)], (5, 7, 5, 4), None),
     "one image, one channel": ([(1, 1, 3, 1, 1), (1, 1, 3, 1, 1)], (1, 4, 3, 1), "x"),
@@ -97,6 +100,31 @@ CASES = {  # layers (C, O, kernel, stride, padding), the input's shape, the resi
 def test_equals_layer_by_layer(name, relu):
     spec, shape, residual = CASES[name]
     arguments = (lambda: layers_of(*spec)), shape, residual, relu
+    assert_same(run(*arguments, "auto"), run(*arguments, "reference"))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("name", ["bottleneck, stride 2", "Winograd, identity shortcut"])
+def test_equals_layer_by_layer_for_any_number_of_workers(name, count):
+    """Statistics and gradients are sums over what each worker has seen."""
+    spec, shape, residual = CASES[name]
+    arguments = (lambda: layers_of(*spec)), shape, residual, True
+    before = workers.count
+    workers.set_count(count)
+    try:
+        assert_same(run(*arguments, "auto"), run(*arguments, "reference"))
+    finally:
+        workers.set_count(before)
+
+
+def test_every_batch_norm_has_its_own_eps_and_momentum():
+    def make():
+        layers = layers_of((4, 6, 1, 1, 0), (6, 6, 3, 1, 1), (6, 4, 1, 1, 0))
+        for (_, norm), eps, momentum in zip(layers, (0.5, 1e-5, 2.0), (0.5, 0.01, 1.0)):
+            norm.eps, norm.momentum = eps, momentum
+        return layers
+
+    arguments = make, (3, 6, 5, 4), "x", True
     assert_same(run(*arguments, "auto"), run(*arguments, "reference"))
 
 
@@ -185,6 +213,20 @@ def test_nan_is_not_hidden():
     assert np.isnan(y.numpy()).all()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_nan_in_a_batch_norm_is_not_hidden(name, layer, training):
+    layers = layers_of((3, 4, 3, 1, 1), (4, 3, 1, 1, 0))
+    getattr(layers[layer][1], name).data[1] = np.nan
+    for _, norm in layers:
+        norm.train(training)
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32))
+    with nullcontext() if training else mr.no_grad():
+        y = nn.branch(x, layers).numpy()
+    assert np.isnan(y[..., 1]).all()
+
+
 def test_zero_weights_and_exact_zeros():
     """A batch norm with weight 0 puts every value exactly at ReLU's kink, where the gradient is 0 by convention."""
     layers = layers_of((3, 4, 3, 1, 1), (4, 3, 1, 1, 0))
@@ -197,19 +239,23 @@ def test_zero_weights_and_exact_zeros():
     assert not layers[0][1].bias.grad.any()
 
 
-def test_evaluation_equals_layer_by_layer():
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_evaluation_equals_layer_by_layer(with_residual, relu):
     layers = layers_of((4, 6, 1, 1, 0), (6, 4, 3, 1, 1))
     rng = np.random.default_rng(0)
     for _, norm in layers:
         norm.running_mean[...] = rng.standard_normal(norm.num_features)
         norm.running_var[...] = rng.uniform(0.5, 2, norm.num_features)
+        norm.eps = 0.1
         norm.eval()
     x = mr.Tensor(rng.standard_normal((3, 5, 6, 4)).astype(np.float32))
+    residual = x if with_residual else None
     before = [norm.running_mean.copy() for _, norm in layers]
     with mr.no_grad():
-        fused = nn.branch(x, layers, residual=x)
+        fused = nn.branch(x, layers, residual, relu)
         with nn.observe(lambda module, inputs, output: None):
-            separate = nn.branch(x, layers, residual=x)
+            separate = nn.branch(x, layers, residual, relu)
     np.testing.assert_allclose(fused.numpy(), separate.numpy(), rtol=1e-4, atol=1e-5)
     for (_, norm), mean in zip(layers, before):
         np.testing.assert_array_equal(norm.running_mean, mean)

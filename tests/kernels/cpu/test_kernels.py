@@ -179,6 +179,16 @@ def test_bias_and_many_chunks():
     close(fast, reference.conv2d(x, weight, bias, **options), 5e-6)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, (1, 1)), (3, (2, 1)), (1, (1, 1)), (1, (2, 2))])
+def test_gradients_over_many_chunks(kernel, stride):
+    """Each worker adds the weight gradients of its chunks up; the last chunk is smaller than the others."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((13, 40, 40, 24)), rng.standard_normal((kernel, kernel, 24, 40))
+    options = {"stride": stride, "padding": (kernel // 2,) * 2, "dilation": (1, 1), "groups": 1}
+    dy = rng.standard_normal(reference.conv2d(x, weight, None, **options).shape)
+    check_convolution(x, weight, dy, options, tolerance=1e-5)
+
+
 @given(
     shape=st.tuples(*[st.integers(1, 7)] * 4), relu=st.booleans(), with_residual=st.booleans(),
     training=st.booleans(), seed=st.integers(0, 999),
@@ -290,21 +300,25 @@ def test_sgd(size, momentum, nesterov, weight_decay):
 
 @pytest.mark.parametrize("size", [1, 7, 300_001])
 @pytest.mark.parametrize(("weight_decay", "decoupled"), [(0.0, False), (0.1, False), (0.1, True)])
-def test_adam(size, weight_decay, decoupled):
+@pytest.mark.parametrize(("betas", "eps"), [((0.9, 0.999), 1e-8), ((0.5, 0.9), 0.3)])
+def test_adam(size, weight_decay, decoupled, betas, eps):
     rng = np.random.default_rng(0)
     exact = [rng.standard_normal(size) for _ in range(4)]
     exact[3] = np.abs(exact[3])
     fast = [a.astype(np.float32) for a in exact]
     for step in (1, 2, 3):
-        reference.adam_update(*exact, step, 0.01, 0.9, 0.999, 1e-8, weight_decay, decoupled)
-        cpu.adam_update(*fast, step, 0.01, 0.9, 0.999, 1e-8, weight_decay, decoupled)
+        reference.adam_update(*exact, step, 0.01, *betas, eps, weight_decay, decoupled)
+        cpu.adam_update(*fast, step, 0.01, *betas, eps, weight_decay, decoupled)
     for a, b in zip(fast, exact):
         close(a, b, 1e-5)
 
 
-def test_column_sum():
-    x = np.random.default_rng(0).integers(-9, 9, (5, 7, 3, 6))
-    np.testing.assert_array_equal(cpu.column_sum(x.astype(np.float32)), x.sum(axis=(0, 1, 2)))
+@pytest.mark.parametrize("shape", [(5, 7, 3, 6), (5, 6), (1, 1), (300, 16, 16, 1), (0, 4)])
+def test_column_sum(shape):
+    x = np.random.default_rng(0).integers(-9, 9, shape)
+    total = cpu.column_sum(x.astype(np.float32))
+    assert total.dtype == np.float32
+    np.testing.assert_array_equal(total, x.reshape(-1, shape[-1]).sum(axis=0))
 
 
 def test_the_direct_choice_turns_winograd_off(monkeypatch):

@@ -209,6 +209,23 @@ def test_the_zero_border_stays_zero():
         np.testing.assert_array_equal(padded, expected)
 
 
+def test_frames_of_every_size_have_zeros_of_their_own():
+    """What one size calls inside is another's border."""
+    cases = [
+        ((2, 4, 3, 2), (1, 1), None), ((2, 3, 4, 2), (1, 1), None), ((2, 4, 3, 1), (1, 1), None),
+        ((2, 4, 3, 2), (2, 0), (6, 7)), ((2, 4, 3, 2), (0, 2), (6, 7)), ((2, 4, 3, 2), (0, 2), (7, 6)),
+    ]  # fmt: skip
+    for _ in range(2):
+        for shape, padding, size in cases:
+            padded, inside = workers.framed(shape, padding, size)
+            (h, w), (ph, pw) = shape[1:3], padding
+            height, width = size or (h + 2 * ph, w + 2 * pw)
+            inside[...] = 5
+            expected = np.zeros((shape[0], height, width, shape[3]))
+            expected[:, ph : ph + h, pw : pw + w] = 5
+            np.testing.assert_array_equal(padded, expected)
+
+
 def test_several_user_threads_at_once():
     workers.set_count(2)
     expected = [convolution(seed) for seed in range(4)]
