@@ -15,7 +15,6 @@ Exit status: that of the first row that fails; 2 for unusable arguments.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -85,7 +84,7 @@ def main() -> int:
 def train_row(row: str, args: Namespace, folder: Path) -> int:
     """Train it, or what is left of it; the exit status. Raises `RunError` if the folder has one of another budget."""
     if (folder / "config.json").exists():
-        saved = json.loads((folder / "config.json").read_text())
+        saved = compare.read_json(folder / "config.json")
         for name in ("epochs", "train_size", "test_size", *(["data"] if args.data != "auto" else [])):
             if saved.get(name) != getattr(args, name):
                 raise compare.RunError(f"{folder}: its {name} is {saved.get(name)}, not {getattr(args, name)}")

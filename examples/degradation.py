@@ -5,9 +5,10 @@
 
 Four networks are trained at the same budget by the paper's recipe in short: SGD with momentum 0.9, learning rate 0.1,
 divided by 10 at half and at three quarters of the steps, weight decay 1e-4, batches of 128, crops and flips. All warm
-up over the first 400 steps, as in the paper only ResNet-110 does: at 0.1 from the first step on, ResNet-56 still said
-the same of every image after an epoch (seed 0), and here are few epochs to recover in. Before, and after each epoch, 256 training images go through each network, forward and backward, and two things are noted for
-every 3x3 convolution:
+up over the first 400 steps, as in the paper only ResNet-110 does: with 0.1 from the first step on, ResNet-56 (seed 0)
+said nearly the same of every image after an epoch, and here are few epochs to recover in. Before training, and after
+each epoch, 256 training images go through each network, forward and backward, and two things are noted for every 3x3
+convolution:
 
     the norm of its weights' gradient: does the signal from the loss arrive at this layer, and how large?
     the standard deviation of its response, after batch norm and before the ReLU: how much does this layer change?
@@ -138,7 +139,7 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
         folder.prepare(state_bytes=8 * optimizer.flat.size, weights_bytes=4 * optimizer.flat.size)
     except OSError as error:
         raise compare.RunError(f"{error.filename}: {error.strerror}") from error
-    about = {"dataset": dataset.name, "classes": dataset.classes}
+    about = {"dataset": dataset.name, "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
     folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
     say(f"{network} on {dataset.name}, {sum(p.size for p in model.parameters()):,} parameters, on {args.device}")
 
@@ -203,6 +204,8 @@ def read_layers(path: Path) -> dict[str, Any]:
     """layers.json of a run. Raises `RunError`."""
     try:
         content = json.loads((path / "layers.json").read_text())
+        if not content["probes"]:
+            raise ValueError("no probes")
         for moment in content["probes"]:
             if not len(content["layers"]) == len(moment["gradient_norm"]) == len(moment["response_std"]):
                 raise ValueError("not a number for every layer")

@@ -16,6 +16,7 @@ Files that are no images are named and skipped; the exit status is 1 then, as fo
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from minires.predict import Classifier, ImageError, batches, image_files, open_c
 from minires.train import cli, new_figure
 
 ROWS = 6  # queries in a picture, when none is given
+PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 
 
 def main() -> int:
@@ -38,8 +40,14 @@ def main() -> int:
     args = parser.parse_args()
     if not args.images and not args.features:
         parser.error("give images or folders, or --features with those of an earlier run")
+    if not (args.out or args.query or args.picture):
+        parser.error("say what to do with the features: --out, --query or --picture")
+    if args.picture and Path(args.picture).suffix.lower() not in PICTURES:
+        parser.error(f"argument --picture: {args.picture!r} does not end in {', '.join(PICTURES)}")
     if args.picture and not importlib.util.find_spec("matplotlib"):
         parser.error("argument --picture: needs matplotlib: pip install 'minires[plots]'")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     device = cli.choose_device(parser, args.device)
     network = open_classifier(args.weights, args.depth, image_size=args.image_size, device=device, log=note)
     depth = recognise.depth_of(network.model)
@@ -51,7 +59,7 @@ def main() -> int:
     else:
         files, features = extract(network, image_files(args.images), args.batch_size, skipped)
     if not files:
-        parser.error("there is no image among " + ", ".join(args.images))
+        parser.error("there is no image among " + ", ".join(args.images or [args.features]))
     if args.out:
         with atomic(Path(args.out)) as file:
             np.savez(file, files=np.array(files), features=features, network=np.array(f"ResNet-{depth} {args.weights}"))

@@ -39,15 +39,21 @@ from minires.models import recognise, resnet
 from minires.optim import schedules
 from minires.train import cli, format_seconds, say
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10, as the recipe is usually given
 TRAINING_COST = 3.8  # a training step takes as long as so many forward passes: 1600 ms to 425 ms, ResNet-101 on a CPU
 
 
 def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
+    if args.freeze and args.resume:
+        parser.error("argument --resume: a run with --freeze keeps no state to continue from")
     device = cli.choose_device(parser, args.device)
     mr.manual_seed(args.seed)
+    numbered = train.latest_run if args.resume else train.new_run
+    folder = train.RunFolder(args.out) if args.out else numbered("runs/finetune")
+    if folder.is_used and not args.resume:
+        parser.error(f"argument --out: {folder.path} holds a run already; name another folder, or --resume it")
 
     # 1. A pretrained network: torchvision's for ImageNet, or any other.
     if args.source == "imagenet":
@@ -87,16 +93,16 @@ def main() -> int:
     trained = model.fc if args.freeze else model
     optimizer = optim.Adam([p for p in trained.parameters() if p.requires_grad], lr=args.lr)
 
-    folder = train.RunFolder(args.out) if args.out else train.new_run("runs/finetune")
     keep = ("data", "image_size", "batch_size", "lr", "epochs", "flip", "freeze", "freeze_batch_norm", "seed")
     settings = {"depth": depth, "from": args.source, **{name: getattr(args, name) for name in keep}}
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": mean, "std": std}
-    training = train.Training(trained, optimizer, {"depth": depth, "data set": dataset.name}, settings)
+    identity = {name: settings[name] for name in ("depth", "image_size", "batch_size", "flip", "seed")}
+    identity |= {"data set": dataset.name, "fingerprint of the training images": train.fingerprint(dataset)}
+    training = train.Training(trained, optimizer, identity, settings)
     if args.resume:
-        training.restore(folder.state)
-        say(f"resuming after step {training.step}")
-    elif folder.state.exists() or folder.weights.exists():
-        parser.error(f"argument --out: {folder.path} holds a run already; continue it with --resume, or name another")
+        before = training.restore(folder.state)
+        changed = [f"{name} {settings[name]}, was {old}" for name, old in before.items() if settings.get(name) != old]
+        say(f"resuming after step {training.step}" + "".join(f"; changed: {change}" for change in changed))
     commands = [*(folder.commands() if args.resume else []), shlex.join(["python", *sys.argv])]
     folder.prepare(12 * optimizer.flat.size, 4 * optimizer.flat.size)  # weights and Adam's two averages, in bytes
     folder.write_json("config.json", {**settings, **about, "commands": commands})
@@ -111,7 +117,9 @@ def main() -> int:
                 stop=stop, folder=None if args.freeze else folder,
             )  # fmt: skip
         except train.Interrupted as interruption:
-            again = f"; continue with: {shlex.join(['python', *sys.argv, '--resume'])}"
+            given = [word for word in sys.argv if word != "--resume"]
+            named = [] if args.out else ["--out", str(folder.path)]
+            again = f"; continue with: {shlex.join(['python', *given, *named, '--resume'])}"
             print(f"{interruption}{'' if args.freeze else again}", file=sys.stderr)
             return 130
 
@@ -120,7 +128,7 @@ def main() -> int:
     result["trained_parameters"] = optimizer.flat.size
     result["parameters"] = sum(p.size for p in model.parameters())
     mr.save_weights(model, folder.weights, metadata={"minires": json.dumps({"settings": settings, **about})})
-    folder.write_log([*training.history])
+    folder.write_log(training.records)
     folder.write_json("results.json", result)
     train.draw_pictures(training, evaluation, dataset, folder.path)
     say(train.final_line(result, dataset, folder.path))

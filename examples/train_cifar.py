@@ -107,8 +107,10 @@ def main() -> int:
     if args.eval_only:
         train.load_model_weights(model, args.eval_only)
         evaluation = train.evaluate(model, test_batches)
+        of = "" if test_size is None else f", the first {len(evaluation.labels):,} test images"
         say(
-            f"test accuracy {100 * evaluation.accuracy:.2f} % ({dataset.name}, ResNet-{args.depth}) <- {args.eval_only}"
+            f"test accuracy {100 * evaluation.accuracy:.2f} % ({dataset.name}, ResNet-{args.depth}{of}) "
+            f"<- {args.eval_only}"
         )
         return 0
 
@@ -202,7 +204,7 @@ def make_parser() -> cli.Parser:
     add(
         "--zero-init-last",
         action=argparse.BooleanOptionalAction,
-        help="start every block as the identity (default: in all networks but ResNet-20 to 56)",
+        help="start every block as the identity (default: in all networks but ResNet-20, 32, 44 and 56)",
     )
     add("--augmentation", choices=tuple(AUGMENTATIONS), default="crop-flip", help="of the training images")
     add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
@@ -226,7 +228,9 @@ def read_arguments(parser: cli.Parser) -> Namespace:
             args.resume = args.out or train.latest_run(f"runs/resnet{args.depth}").path
         resume = train.state_file(args.resume) if args.resume else None
         weights = train.weights_file(args.eval_only) if args.eval_only else None
-        saved = train.saved_settings(resume or weights)
+        saved = train.saved_settings(resume or weights, to_resume=bool(resume))
+        if saved.get("plain"):
+            parser.error(f"{resume or weights}: of a plain network, without shortcuts; this program has residual ones")
         parser.set_defaults(**{name: value for name, value in saved.items() if name in SETTINGS})
         args = parser.parse_args()  # again: what the command line says goes before what was saved
         args.resume, args.eval_only = resume, weights
@@ -234,11 +238,9 @@ def read_arguments(parser: cli.Parser) -> Namespace:
 
     if args.stem == "imagenet" and args.depth in resnet_cifar.DEPTHS:
         parser.error(f"argument --stem: ResNet-{args.depth} has a stem of its own; 'imagenet' is for depths 18 to 152")
-    if (
-        args.out
-        and (state := train.RunFolder(args.out).state).exists()
-        and not (args.resume and state.samefile(args.resume))
-    ):
+    folder = train.RunFolder(args.out or "")
+    resumed = args.resume and folder.state.exists() and folder.state.samefile(args.resume)
+    if args.out and folder.is_used and not resumed:
         parser.error(
             f"argument --out: {args.out} holds a run already; continue it with --resume, or name another folder"
         )

@@ -2,6 +2,7 @@
 
 Reading order, following one image from disk to the weight update:
 data/ -> device.py -> tensor.py -> functional/ -> kernels/reference.py -> nn/ -> models/ -> optim/ -> train/.
+Each file names the next. Next: data/__init__.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 Exit status: 0 done; 1 done, but some files were no images; 2 unusable arguments or weights; 130 interrupted.
 
-Reading order: last in minires/.
+Reading order: after predict.py.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `minires ... | head`
         sys.stderr.close()
         return 0
+    except MemoryError as error:
+        print(f"minires {args.command}: error: out of memory ({error})", file=sys.stderr)
+        return 2
     except (OSError, ValueError, RuntimeError) as error:  # WeightsError is a ValueError
         print(f"minires {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -86,7 +89,10 @@ def predict(parser: cli.Parser, args: Namespace) -> int:
     """`minires predict`."""
     names = None
     if args.classes:
-        names = Path(args.classes).read_text(encoding="utf-8").splitlines()
+        try:
+            names = Path(args.classes).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            parser.error(f"argument --classes: {args.classes} is not a text in UTF-8")
     files = image_files(args.images)
     if not files:
         parser.error("argument IMAGE: there are no files in " + ", ".join(args.images))
@@ -108,12 +114,16 @@ def predict(parser: cli.Parser, args: Namespace) -> int:
                     yield path, _top(probabilities, classifier.classes, args.top)
                 bar.update(len(paths))
 
+    # A file's name may be no UTF-8: its bytes are written as they are; in JSON, which is text, as an escape.
+    errors = "backslashreplace" if args.format == "json" else "surrogateescape"
     if args.output:
         text = io.StringIO()
         _write(results(), args.format, text)
         with atomic(Path(args.output)) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors=errors))
     else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=errors)
         _write(results(), args.format, sys.stdout)
     if skipped:
         _note(f"{skipped} of {len(files)} files skipped, because they are no images")

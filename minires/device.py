@@ -4,7 +4,7 @@ Every other file of minires is written against `xp`, the module an array belongs
 CPU, `cupy` on an NVIDIA GPU. The two offer the same functions, so one source serves both. CuPy is
 imported only when somebody asks for the GPU.
 
-Reading order: first. Next: tensor.py.
+Reading order: after data/. Next: tensor.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 An image has to be prepared as those the network was trained on: turned as the camera says, scaled, cut, normalised.
 How, and what the classes are called, is looked for beside the weights: in the notes that a run of minires leaves.
 
-Reading order: after train/. Next: commands.py.
+Reading order: after models/recognise.py. Next: commands.py.
 """
 
 from __future__ import annotations
@@ -78,8 +78,14 @@ def read_image(path: str | Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as RGB: grey of 8, 16 or 32 bits, palettes, CMYK, transparency."""
     if image.mode[0] in "IF":  # Pillow would cut 16-bit grey off at 255, which leaves a white image
-        grey = np.asarray(image, np.float64)
-        scale = 255 / 65535 if image.mode.startswith("I;16") else 255 / max(np.abs(grey).max(initial=0), 255)
+        grey = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        largest = np.abs(grey).max(initial=0)
+        if image.mode.startswith("I;16"):
+            scale = 255 / 65535
+        elif image.mode == "F" and largest <= 1:
+            scale = 255
+        else:
+            scale = 255 / max(largest, 255)
         return Image.fromarray((grey * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -125,7 +131,7 @@ def open_classifier(
     count, small = model.fc.out_features, model.conv1.kernel_size == (3, 3)
     notes = _notes(path)
     mean, std, names = IMAGENET_MEAN, IMAGENET_STD, None
-    if "mean" in notes and "std" in notes:
+    if "mean" in notes:
         mean, std = notes["mean"], notes["std"]
     elif small:
         mean, std = CIFAR10.mean, CIFAR10.std
@@ -135,6 +141,8 @@ def open_classifier(
         names = tuple(map(str, notes["classes"]))
     elif count == 1000:
         names = imagenet_classes()
+        if str(weights) != "imagenet":
+            log(f"{path}: says nothing of its 1000 classes, taken for those of ImageNet")
     elif count == 10 and str(notes.get("dataset", "CIFAR-10")).startswith("CIFAR-10"):
         names = CIFAR10_CLASSES
         if "dataset" not in notes:
@@ -142,6 +150,8 @@ def open_classifier(
     else:
         names = tuple(f"class {number}" for number in range(count))
         log(f"{path}: says nothing of its {count} classes: numbers instead of names")
+    if "mean" not in notes and str(weights) != "imagenet":
+        log(f"{path}: says nothing of its normalisation, taken for that of {'CIFAR-10' if small else 'ImageNet'}")
     if len(names) != count:
         raise WeightsError(f"{path}: has {count} classes, {len(names)} names are given")
     size = image_size or notes.get("image_size") or (32 if small else IMAGENET_SIZE)
@@ -161,10 +171,12 @@ def _notes(path: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             notes |= found.get("settings", {}) if isinstance(found.get("settings"), dict) else {}
             notes |= found
-    numbers = {name: isinstance(notes.get(name), list) and len(notes[name]) == 3 for name in ("mean", "std")}
-    for name, right in {**numbers, "classes": isinstance(notes.get("classes"), list)}.items():
-        if not right:
-            notes.pop(name, None)
+    if not all(isinstance(notes.get(name), list) and len(notes[name]) == 3 for name in ("mean", "std")):
+        notes.pop("mean", None)  # one without the other is of no use
+    if not isinstance(notes.get("classes"), list):
+        notes.pop("classes", None)
+    if not (isinstance(notes.get("image_size"), int) and notes["image_size"] > 0):
+        notes.pop("image_size", None)
     return notes
 
 

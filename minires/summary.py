@@ -31,7 +31,8 @@ class Summary:
 
     parameters        number of trained numbers
     macs              multiply-adds of the convolutions and linear layers in forward (FLOPs are twice that)
-    activation_bytes  what a training step keeps for backward: the output of every layer, in float32
+    activation_bytes  what training layer by layer keeps for backward: the output of every layer, in float32
+                      (`train.step_memory` counts what the fused branches keep)
     """
 
     rows: tuple[Row, ...]
@@ -97,14 +98,9 @@ def summary(model: nn.Module, input_shape: tuple[int, int, int] = (224, 224, 3))
         parameters = sum(p.size for p in module.parameters())
         rows.append(Row(names[module], type(module).__name__, output.shape[1:], parameters, macs, 4 * output.size))
 
-    modes = {module: module.training for module in names}
     device = next((p.device for p in model.parameters()), "cpu")
-    try:
-        with no_grad(), nn.observe(note):
-            model.eval()(Tensor(np.zeros((1, *input_shape), np.float32)).to(device))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with no_grad(), model.evaluating(), nn.observe(note):
+        model(Tensor(np.zeros((1, *input_shape), np.float32)).to(device))
     return Summary(tuple(rows), tuple(input_shape), sum(p.size for p in model.parameters()))
 
 

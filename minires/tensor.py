@@ -5,7 +5,7 @@ An operation computes its output array, then calls `Tensor.from_op(output, input
 the inputs. That is the whole contract; all differentiable operations live in functional/, which also
 attaches the operators (`+`, `@`, `.sum()`, ...) to Tensor, so that imports point one way.
 
-Reading order: after device.py. Next: functional/arithmetic.py for the smallest operations.
+Reading order: after device.py. Next: functional/arithmetic.py.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Tensor:
     grad           that gradient, an array of the same shape, once backward has run (leaves only)
     node           the operation that made it; None for a leaf
 
-    Floating-point Python numbers and lists become float32; arrays keep their dtype.
+    Floating-point Python numbers and lists become float32; arrays keep their dtype. Backward reads what forward has
+    seen: an array may not be changed in place in between.
     Raises `TypeError` when `requires_grad` is asked of data that is not floating-point.
     """
 
@@ -85,6 +86,8 @@ class Tensor:
         self.data = module_of(data).asarray(data)
         if self.data.dtype.kind not in "fiub" and self.data.dtype.name != "bfloat16":
             raise TypeError(f"Tensor: data has dtype {self.data.dtype}, expected numbers")
+        if not self.data.dtype.isnative:
+            self.data = self.data.astype(self.data.dtype.newbyteorder("="))
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs floating-point data, got {self.data.dtype}")
         self.requires_grad = requires_grad
@@ -148,6 +151,8 @@ class Tensor:
                         f"{node.name}: its backward returned a gradient of shape {dparent.shape} for an input of "
                         f"shape {parent.shape}"
                     )
+                if parent.dtype.kind == "f" and dparent.dtype.itemsize > parent.dtype.itemsize:
+                    dparent = dparent.astype(parent.dtype)  # float64 in a loss is no reason for it in the layers
                 source = parent.node
                 if source is None:
                     parent.accumulate_grad(dparent)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,10 +92,25 @@ def test_what_is_no_image_is_named_and_skipped_with_status_1(run, tmp_path, fold
     assert "Traceback" not in err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+@pytest.mark.parametrize("form", ["text", "csv", "json"])
+def test_a_name_that_is_no_unicode(folder, tmp_path, form):
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(folder / "images" / "0.png", name)
+    command = [sys.executable, "-m", "minires", "predict", "--weights", folder / "x.safetensors", name]
+    command += ["--format", form]
+    shown = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert shown.returncode == 0, shown.stderr
+    assert subprocess.run([*command, "--output", tmp_path / "out"], capture_output=True).returncode == 0
+    for content in (shown.stdout, (tmp_path / "out").read_bytes()):
+        assert (name in content) if form != "json" else (os.fsencode(json.loads(content)[0]["file"]) == name)
+
+
 def test_names_from_a_file(run, tmp_path):
     (tmp_path / "names").write_text("\n".join(f"thing {i}" for i in range(10)))
     status, out, err = run("images/0.png", "--classes", tmp_path / "names")
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert err.splitlines() == ["x.safetensors: says nothing of its normalisation, taken for that of CIFAR-10"]
     assert "thing" in out.splitlines()[1]
 
 
@@ -104,7 +121,7 @@ def test_names_from_a_file(run, tmp_path):
         ("predict --weights images images", "last.safetensors: there is no such file of weights"),
         ("predict --weights images/0.png images", "images/0.png: not a readable file of weights"),
         ("predict --weights x.safetensors empty", "argument IMAGE: there are no files in empty"),
-        ("predict --weights x.safetensors images --classes images/0.png", "error:"),
+        ("predict --weights x.safetensors images --classes images/0.png", "images/0.png is not a text in UTF-8"),
         ("predict --weights x.safetensors images --top 0", "'0' is not a whole number of at least 1"),
         ("predict --weights x.safetensors images --output nowhere/x.csv", "nowhere/x.csv"),
         ("predict images", "the following arguments are required: --weights"),

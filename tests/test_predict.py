@@ -98,6 +98,12 @@ def test_grey_of_many_bits_is_scaled_not_cut_off(tmp_path, dtype):
     assert pixels_of(tmp_path / "x.tiff").max() == 200
 
 
+def test_grey_in_floats_from_0_to_1_some_of_them_no_numbers(tmp_path):
+    grey = np.array([[0, 0.2, 1], [np.nan, np.inf, -np.inf]], np.float32)
+    Image.fromarray(grey).save(tmp_path / "x.tiff")
+    np.testing.assert_array_equal(to_rgb(Image.open(tmp_path / "x.tiff")).getchannel(0), [[0, 51, 255], [0, 0, 0]])
+
+
 def png(width: int, height: int) -> bytes:
     """A PNG of any size, whose pixels are missing."""
 
@@ -211,14 +217,21 @@ def test_notes_within_the_weights(tmp_path):
     assert lines == []
 
 
+@pytest.mark.parametrize("size", ["-5", "[32, 32]", '"32"', "0"])
+def test_a_size_that_is_none_is_not_believed(tmp_path, size):
+    classifier, _ = opened(tmp_path, models.resnet20(), f'{{"image_size": {size}}}')
+    assert classifier.preparation.size == 32
+
+
 @pytest.mark.parametrize("config", [None, "{", "[1]", "\xff", '{"classes": 3, "mean": "x", "std": [1], "settings": 7}'])
 def test_without_notes_it_is_assumed_aloud(tmp_path, config):
     classifier, lines = opened(tmp_path, models.resnet20(), config)
     assert classifier.classes == CIFAR10_CLASSES
     assert classifier.preparation.size == 32
     assert classifier.preparation.mean == (0.4914, 0.4822, 0.4465)
-    assert len(lines) == 1
-    assert "taken for those of CIFAR-10" in lines[0]
+    assert len(lines) == 2
+    assert "says nothing of its 10 classes, taken for those of CIFAR-10" in lines[0]
+    assert "says nothing of its normalisation, taken for that of CIFAR-10" in lines[1]
 
 
 def test_imagenet(tmp_path):
@@ -226,7 +239,8 @@ def test_imagenet(tmp_path):
     assert classifier.classes[207] == "golden retriever"
     assert (classifier.preparation.resize, classifier.preparation.size) == (256, 224)
     assert classifier.preparation.mean == IMAGENET_MEAN
-    assert lines == []
+    assert "says nothing of its 1000 classes, taken for those of ImageNet" in lines[0]
+    assert "says nothing of its normalisation, taken for that of ImageNet" in lines[1]
     assert opened(tmp_path, models.resnet18(), image_size=112)[0].preparation.resize == 128
 
 

@@ -2,7 +2,7 @@
 
 Reading order: dataset.py (what a data set is), archive.py and cifar.py (CIFAR-10 and CIFAR-100: downloading,
 verifying and reading them without trusting them), shapes.py (Shapes-10, the set that is drawn), augment.py (random
-crops and flips), loader.py (batches). Next: minires/models/.
+crops and flips), loader.py (batches). Next: dataset.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a data set is in minires: uint8 images with integer labels, checked once, and the constants to normalise them.
 
-Reading order: first in minires/data. Next: archive.py.
+Reading order: after data/__init__.py. Next: archive.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Nothing here has a state. Batch 17 of epoch 3 is a pure function of (seed, epoch, index): a run that was interrupted
 asks for the batches it has not seen, and gets exactly those that it would have seen.
 
-Reading order: last in minires/data. Next: minires/models/.
+Reading order: after augment.py. Next: device.py.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Loader:
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name}: {value}, expected at least {least}")
+        if image_size and images.shape[3] != 3:
+            raise ValueError(f"image_size: {image_size}, but only images of 3 channels can be resized: {images.shape}")
         self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
         self.augment = train if augment is None else augment
         self.padding = padding

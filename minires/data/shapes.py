@@ -52,8 +52,9 @@ def _cross() -> np.ndarray:
     return np.concatenate([corner @ np.linalg.matrix_power(turn, k) for k in range(4)])
 
 
-# One closed outline per class, points (P, 2) within the unit circle. The ring's goes around the outside, then back
-# around the hole. The crescent's two arcs, of radius 1 around 0 and 0.75 around 0.5, meet at (0.6875, +-0.7262).
+# One closed outline per class, points (P, 2), about as large as the unit circle. The ring's goes around the outside,
+# then back around the hole. The crescent's two arcs, of radius 1 around 0 and 0.75 around 0.5, meet at
+# (0.6875, +-0.7262).
 OUTLINES = {
     "circle": _arc(0, 2 * np.pi),
     "ring": np.concatenate([_arc(0, 2 * np.pi), _arc(2 * np.pi, 0, 0.55)]),
@@ -117,7 +118,7 @@ def _read(path: Path, sizes: dict[str, int], log: Callable[[str], None]) -> dict
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], log: Callable[[str], None]) -> None:
-    temporary = None
+    temporary = None  # of a name of its own: several runs may draw at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:

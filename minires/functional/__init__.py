@@ -2,7 +2,8 @@
 
     import minires.functional as F
 
-Reading order: arithmetic, shape, reduction, activation, linear, loss, convolution, normalization, pooling.
+Reading order: arithmetic.py, shape.py, reduction.py, activation.py, linear.py, loss.py, convolution.py,
+normalization.py, pooling.py; branch.py is for later.
 """
 
 from minires.functional.activation import dropout, log_softmax, relu, softmax

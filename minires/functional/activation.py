@@ -1,6 +1,6 @@
 """Nonlinearities and dropout.
 
-Reading order: after reduction.py. Next: linear.py and loss.py.
+Reading order: after reduction.py. Next: linear.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import numpy as np
 
 from minires import device, kernels
 from minires.device import Array, module_of
+from minires.functional.arithmetic import check_floating
 from minires.tensor import Tensor
 
 
@@ -24,7 +25,11 @@ def relu(x: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along `axis`; the maximum is subtracted first, so that logits of 1e4 do not overflow."""
+    """exp(x) / sum(exp(x)) along `axis`; the maximum is subtracted first, so that logits of 1e4 do not overflow.
+
+    Raises `TypeError` for integers.
+    """
+    check_floating("softmax", x)
     xp = module_of(x.data)
     e = xp.exp(x.data - x.data.max(axis=axis, keepdims=True))
     y = e / e.sum(axis=axis, keepdims=True)
@@ -36,7 +41,8 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """log(softmax(x)) without ever taking the logarithm of a rounded 0."""
+    """log(softmax(x)) without ever taking the logarithm of a rounded 0. Raises `TypeError` for integers."""
+    check_floating("log_softmax", x)
     xp = module_of(x.data)
     shifted = x.data - x.data.max(axis=axis, keepdims=True)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))

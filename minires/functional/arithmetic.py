@@ -4,7 +4,7 @@ Each operation is one function: the forward line, then a nested `backward` that 
 the output, `dy`, to the gradients of the inputs. Broadcasting in forward is a sum in backward
 (`unbroadcast`): a value that was used many times receives the gradient of every use.
 
-Reading order: after tensor.py. Next: shape.py and reduction.py.
+Reading order: after tensor.py, as the smallest operations. Next: shape.py.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from minires.tensor import Tensor
 
 
 def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
-    """`value` as a Tensor. A number takes the dtype and device of `like`: 2 * x stays float32."""
+    """`value` as a Tensor. A number takes the dtype and device of `like`, if it fits: 2 * x stays float32, 2 * bytes
+    bytes; 0.5 * bytes and 2 * booleans do not."""
     if isinstance(value, Tensor):
         return value
     if getattr(value, "ndim", None) is None or value.ndim == 0:
-        dtype = like.dtype if like.dtype.kind == "f" or isinstance(value, int) else None
-        return Tensor(module_of(like.data).asarray(value, dtype=dtype))
+        fits = like.dtype.kind not in "iub" or (isinstance(value, int) and like.dtype.kind != "b")
+        return Tensor(module_of(like.data).asarray(value, dtype=like.dtype if fits else None))
     return Tensor(value)
 
 
 def check_floating(operation: str, x: Tensor) -> None:
-    """Raises `TypeError` for an input of integers: sums of products do not fit into the bytes of images."""
+    """Raises `TypeError` for an input that is no tensor, or of integers: sums of products do not fit into bytes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{operation}: input is of type {type(x).__name__}, expected a Tensor: wrap it, Tensor(x)")
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         raise TypeError(
             f"{operation}: input has dtype {x.dtype}, expected floating-point (images: .astype(np.float32) / 255)"
@@ -95,6 +98,7 @@ def power(a: Tensor, exponent: float) -> Tensor:
     """a ** exponent, for a constant exponent. The gradient is exponent * a ** (exponent - 1)."""
     if getattr(exponent, "ndim", 0) != 0 or isinstance(exponent, Tensor):
         raise TypeError("power: the exponent must be a number; write exp(log(a) * b) for a tensor exponent")
+    exponent = exponent.item() if hasattr(exponent, "item") else exponent  # np.float64(2) would make float64 of float32
 
     def backward(dy: Array) -> tuple[Array]:
         if exponent == 0:  # 0 * a**-1 would be 0 * inf at a = 0

@@ -4,7 +4,7 @@ Its meaning is the loop in nn/branch.py: convolution, batch norm and ReLU, layer
 added at the end. One operation instead of many lets the kernels keep data in the cache between the layers and
 never store what lies between; kernels/cpu/branch.py tells how.
 
-Reading order: after pooling.py; skip it at first.
+Reading order: after nn/branch.py; to be skipped at first. Next: kernels/cpu/branch.py.
 """
 
 from __future__ import annotations

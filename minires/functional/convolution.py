@@ -1,6 +1,6 @@
 """Two-dimensional convolution: checks and bookkeeping here, the array work in kernels/.
 
-Reading order: after loss.py. Next: kernels/reference.py, where the work is done, and normalization.py.
+Reading order: after loss.py. Next: kernels/__init__.py.
 """
 
 from __future__ import annotations

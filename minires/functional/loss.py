@@ -9,6 +9,7 @@ import numpy as np
 
 from minires import kernels
 from minires.device import Array, module_of, to_device
+from minires.functional.arithmetic import check_floating
 from minires.tensor import Tensor
 
 
@@ -18,8 +19,10 @@ def cross_entropy(logits: Tensor, labels: Array | Tensor, label_smoothing: float
     logits (N, K); labels (N,) integers in 0..K-1. The target is 1 - s + s/K for the true class and s/K for
     the others, where s is `label_smoothing` (Szegedy et al. 2015, section 7).
     Raises `ValueError` for wrong shapes, an empty batch or labels out of range (checked on the CPU only,
-    since looking at an array on the GPU would stop it) and `TypeError` for labels that are not integers.
+    since looking at an array on the GPU would stop it), and `TypeError` for labels that are not integers, or logits
+    that are.
     """
+    check_floating("cross_entropy", logits)
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:

@@ -1,6 +1,6 @@
 """Batch normalisation, with the residual addition and the ReLU that follow it in a ResNet.
 
-Reading order: after convolution.py. Next: pooling.py.
+Reading order: after kernels/reference.py. Next: pooling.py.
 """
 
 from __future__ import annotations

@@ -5,19 +5,18 @@ Reading order: after shape.py. Next: activation.py.
 
 from __future__ import annotations
 
+import numpy as np
+
 from minires.device import Array, module_of
 from minires.functional.arithmetic import multiply
+from minires.functional.shape import count_axes
 from minires.tensor import Tensor
 
 Axis = int | tuple[int, ...] | None
 
 
 def _reduced_axes(x: Tensor, axis: Axis) -> tuple[int, ...]:
-    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    for a in axes:
-        if not -x.ndim <= a < x.ndim:
-            raise ValueError(f"axis {a} is out of range for shape {x.shape}")
-    return tuple(a % x.ndim for a in axes)
+    return count_axes(x, range(x.ndim) if axis is None else (axis,) if isinstance(axis, (int, np.integer)) else axis)
 
 
 def _with_reduced_axes(y: Array, x: Tensor, axes: tuple[int, ...]) -> Array:

@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import EllipsisType, NoneType
 from typing import Any
+
+import numpy as np
 
 from minires.device import Array, module_of
 from minires.tensor import Tensor
+
+BASIC = (int, np.integer, slice, NoneType, EllipsisType)  # indices that select nothing twice
+
+
+def count_axes(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
+    """`axes` counted from the front: -1 is the last. Raises `ValueError` for one that x does not have."""
+    for axis in axes:
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(f"axis {axis} is out of range for shape {x.shape}")
+    return tuple(axis % x.ndim for axis in axes)
 
 
 def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
@@ -33,7 +46,7 @@ def flatten(x: Tensor) -> Tensor:
 def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
     """Axes permuted: `transpose(x, 2, 0, 1)`; reversed when no axes are given."""
     order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
-    order = tuple(axis % x.ndim for axis in order) or tuple(reversed(range(x.ndim)))
+    order = count_axes(x, order) or tuple(reversed(range(x.ndim)))
     if sorted(order) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes {axes} are not an order of the axes of shape {x.shape}")
     inverse = tuple(order.index(axis) for axis in range(x.ndim))
@@ -54,11 +67,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     def backward(dy: Array) -> tuple[Array]:
         xp = module_of(dy)
         dx = xp.zeros(x.shape, dtype=dy.dtype)
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(hasattr(part, "dtype") or isinstance(part, list) for part in parts):
-            xp.add.at(dx, index, dy)  # dx[index] += dy would keep only one of several equal indices
-        else:
+        if all(isinstance(part, BASIC) for part in (index if isinstance(index, tuple) else (index,))):
             dx[index] = dy
+        else:
+            xp.add.at(dx, index, dy)  # dx[index] += dy would keep only one of several equal indices
         return (dx,)
 
     return Tensor.from_op(x.data[index], (x,), backward)
@@ -81,11 +93,11 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Joined along an existing axis."""
+    """Joined along an existing axis. Raises `ValueError` for one that the tensors do not have."""
     if not tensors:
         raise ValueError("concatenate: expected at least one tensor, got none")
     xp = module_of(tensors[0].data)
-    axis = axis % tensors[0].ndim
+    (axis,) = count_axes(tensors[0], [axis])
     ends = []
     for tensor in tensors:
         ends.append((ends[-1] if ends else 0) + tensor.shape[axis])

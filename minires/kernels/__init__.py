@@ -9,7 +9,7 @@ from what `use(...)` or the environment variable MINIRES_KERNELS asks for:
 
 On a GPU the precision is chosen here as well: `use_precision("tf32")`.
 
-Reading order: after functional/convolution.py. Next: reference.py.
+Reading order: after functional/convolution.py. Next: geometry.py.
 """
 
 from __future__ import annotations

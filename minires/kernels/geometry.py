@@ -1,4 +1,7 @@
-"""The sizes of sliding windows, shared by convolution and pooling in every room."""
+"""The sizes of sliding windows, shared by convolution and pooling in every room.
+
+Reading order: after kernels/__init__.py. Next: reference.py.
+"""
 
 from __future__ import annotations
 

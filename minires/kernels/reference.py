@@ -4,9 +4,9 @@ The faster rooms compute the same functions; tests hold them to this file. It ru
 (`xp` is the array's library) and in float32 and float64 alike (gradients are tested in float64).
 
 Arrays are (N, H, W, C), channels last; M = N*H*W counts positions. No function modifies its arguments, but
-for the optimiser updates, which work in place by design.
+for the updates (of weights, of running statistics), which work in place by design.
 
-Reading order: after functional/convolution.py. Next: functional/normalization.py.
+Reading order: after geometry.py. Next: functional/normalization.py.
 """
 
 from __future__ import annotations

@@ -3,5 +3,5 @@
 `python -m minires.kernels.cuda.check` runs the stages one after the other; `python -m minires.measure.roofline` prints
 the table of floors. Nothing else imports this package.
 
-Reading order: any time after train/.
+Reading order: roofline.py, stages.py; any time after train/.
 """

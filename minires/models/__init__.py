@@ -1,7 +1,7 @@
 """The networks: resnet.py (18 ... 152), resnet_cifar.py (20 ... 1202), and their plain twins in plain.py; weights for
 them in pretrained.py, and the way back, from weights to the network, in recognise.py.
 
-Reading order: after nn/. Next: optim/.
+Reading order: resnet.py, resnet_cifar.py, plain.py; pretrained.py and recognise.py after weights/.
 """
 
 from __future__ import annotations

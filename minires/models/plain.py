@@ -1,9 +1,10 @@
 """Plain networks: every ResNet without its shortcuts, for the paper's degradation experiment.
 
-They compute F(x) where the ResNet computes F(x) + x, and nothing else differs: a plain network has the same
-layers in the same order. Made deeper, it trains worse (He et al. 2015, figure 1); that is what the shortcut mends.
+They compute F(x) where the ResNet computes F(x) + x: a plain network has the same layers in the same order, without
+the 1x1 projections in the shortcuts of ResNet-18 ... 152 (ResNet-20 ... 1202 have none). Made deeper, it trains worse
+(He et al. 2015, figure 1); that is what the shortcut mends.
 
-Reading order: after resnet_cifar.py.
+Reading order: after resnet_cifar.py. Next: optim/optimizer.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ torchvision's are looked for in the cache directory, downloaded there once if th
 digits of their SHA-256 sum, which are part of their name. The cache directory is $MINIRES_CACHE, or else
 $XDG_CACHE_HOME/minires, or else ~/.cache/minires.
 
-Reading order: after resnet_cifar.py. Next: recognise.py.
+Reading order: after weights/. Next: recognise.py.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """From weights to the network they belong to: names and shapes say which it is.
 
-Reading order: after pretrained.py.
+Reading order: after pretrained.py. Next: predict.py.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,24 +15,34 @@ import numpy as np
 from minires import nn
 from minires.models import resnet, resnet_cifar
 from minires.models.pretrained import translate
-from minires.weights import WeightsError, load_weights
+from minires.weights import WeightsError, load_weights, read_metadata
 
 
 def from_weights(path: str | Path, log: Callable[[str], None] = print) -> nn.Module:
     """The network whose weights are in the file at `path`, with them.
 
-    Raises as `load_weights`, and `WeightsError` for the weights of another network.
+    A plain CIFAR network has the names and shapes of a residual one; it is told by the note that its training left in
+    the file. Raises as `load_weights`, and `WeightsError` for the weights of another network.
     """
     path = Path(path)
     state = translate(load_weights(path, strip_prefix=True, log=log), path, log)
     try:
-        return from_state_dict(state)
+        return from_state_dict(state, shortcut=not _noted_as_plain(path))
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def from_state_dict(state: Mapping[str, np.ndarray]) -> nn.Module:
+def _noted_as_plain(path: Path) -> bool:
+    try:
+        return json.loads(read_metadata(path)["minires"])["settings"]["plain"] is True
+    except (LookupError, TypeError, ValueError):  # a file from elsewhere
+        return False
+
+
+def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> nn.Module:
     """The ResNet (18 ... 152 or 20 ... 1202) that `state` belongs to, with its weights.
+
+    shortcut  False for a plain network of 20 ... 1202 layers, which has the names and shapes of a residual one
 
     Raises `ValueError` for the weights of another network.
     """
@@ -48,7 +59,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> nn.Module:
         depths = {(n, n, n): 6 * n + 2 for n in range(1, 201)}
         if counts not in depths:
             raise ValueError(f"a ResNet with {counts} blocks, expected three stages of n blocks each")
-        model = resnet_cifar.CifarResNet(depths[counts], classes, generator=nn.init.Zeros())
+        model = resnet_cifar.CifarResNet(depths[counts], classes, shortcut=shortcut, generator=nn.init.Zeros())
     else:
         block = resnet.Bottleneck if "layer1.0.conv3.weight" in state else resnet.BasicBlock
         if (block, counts) not in resnet.CONFIGURATIONS.values():

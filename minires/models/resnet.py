@@ -27,7 +27,7 @@ A stage halves the image in its first block: in the 3x3 convolution, as torchvis
 strides the 1x1 before it). Names follow torchvision, so that weights go both ways.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), table 1.
-Reading order: after nn/layers.py. Next: resnet_cifar.py, pretrained.py and optim/optimizer.py.
+Reading order: after nn/branch.py. Next: resnet_cifar.py.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ The depth is 6n + 2. Where a shortcut changes shape it takes every second pixel 
 ("option A"), so it has no parameters, and the plain network beside it (shortcut=False) exactly as many.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), section 4.2.
-Reading order: after resnet.py. Next: optim/optimizer.py.
+Reading order: after resnet.py. Next: plain.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Layers: state around the functional operations.
 
-Reading order: module.py, init.py, layers.py, branch.py.
+Reading order: module.py, init.py, layers.py, branch.py. Next: models/.
 """
 
 from minires.nn import init

@@ -39,11 +39,11 @@ def branch(x: Tensor, layers: Layers, residual: Tensor | None = None, relu: bool
 
 def _is_training_pair(conv: Module, norm: Module) -> bool:
     plain = type(conv) is Conv2d and conv.groups == 1 and conv.bias is None
-    return plain and type(norm) is BatchNorm2d and norm.training
+    return plain and type(norm) is BatchNorm2d and norm.uses_batch
 
 
 def _is_inference_pair(conv: Module, norm: Module) -> bool:
     plain = type(conv) is Conv2d and conv.groups == 1
     if plain and type(norm) is BatchNorm2d:
-        return conv.bias is None and not norm.training
+        return conv.bias is None and not norm.uses_batch
     return plain and type(norm) is FoldedBatchNorm2d and conv.bias is not None

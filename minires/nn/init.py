@@ -2,7 +2,7 @@
 
 All functions fill a Parameter in place and return it.
 
-Reading order: with layers.py.
+Reading order: after module.py. Next: layers.py.
 """
 
 from __future__ import annotations

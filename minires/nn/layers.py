@@ -3,7 +3,7 @@
 Weights are drawn from `generator`, or from the default one that `minires.manual_seed` resets. They start
 as in PyTorch: uniform in ±1/sqrt(fan_in) for convolution and linear layers.
 
-Reading order: after module.py. Next: models/resnet.py.
+Reading order: after init.py. Next: branch.py.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class BatchNorm2d(Module):
     """Batch normalisation per channel; see `functional.batch_norm`.
 
     Called as `bn(x, residual=r, relu=True)` it adds r and applies the ReLU on the way. A frozen one, see
-    `freeze_batch_norm`, is never in training mode.
+    `freeze_batch_norm`, computes in training as in evaluation.
     """
 
     buffer_names = ("running_mean", "running_var", "num_batches_tracked")
@@ -96,21 +96,17 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = 0  # int64 in the state dict, as in PyTorch
 
     @property
-    def training(self) -> bool:
+    def uses_batch(self) -> bool:
         """Whether this batch's statistics are used, and move the running ones."""
-        return self._training and not self.frozen
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        self._training = mode
+        return self.training and not self.frozen
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """(N,H,W,C) -> the same shape; in training mode the running statistics move."""
         y = F.batch_norm(
             x, self.weight, self.bias, self.running_mean, self.running_var,
-            self.training, self.momentum, self.eps, residual, relu,
+            self.uses_batch, self.momentum, self.eps, residual, relu,
         )  # fmt: skip
-        self.num_batches_tracked += self.training
+        self.num_batches_tracked += self.uses_batch
         return y
 
     def scale_and_shift(self) -> tuple[Array, Array]:

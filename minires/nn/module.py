@@ -1,10 +1,10 @@
 """Module: a piece of a network, holding parameters, buffers and other modules.
 
-A Module is found out, not registered: its parameters are the attributes that are Parameters, its
-sub-modules the attributes that are Modules, in the order in which they were first set. That gives the
+Nothing has to be registered: the parameters are those attributes that are Parameters, the sub-modules those that are
+Modules, in the order in which they were first set. (A list of modules is neither; nn.Sequential is.) That gives the
 names ("layer1.0.conv1.weight") which state_dict shares with PyTorch.
 
-Reading order: after functional/. Next: layers.py.
+Reading order: after functional/pooling.py. Next: init.py.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy `state`, in PyTorch's names and layouts, into this module's parameters and buffers.
 
-        Raises `ValueError` listing every missing, unexpected and misshapen key; nothing is changed then.
+        Raises `ValueError` listing every missing, unexpected and misshapen key, or for an array that holds no numbers;
+        nothing is changed then.
         With strict=False missing and unexpected keys are ignored; misshapen ones still raise. A state without any
         `num_batches_tracked`, from before PyTorch 0.4.1 which brought them, lacks nothing: as in PyTorch they become 0.
         """
@@ -144,18 +145,26 @@ class Module:
         if any(problems.values()):
             found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
             raise ValueError(f"load_state_dict: the state does not fit {type(self).__name__}. {found}")
+        counts, arrays = [], []  # all is converted before anything is changed
         for name, module, attribute in self._named_state():
             if name not in state:
                 continue
-            array = np.asarray(state[name])
-            if attribute in module.torch_axes:
-                array = array.transpose(np.argsort(module.torch_axes[attribute]))
             target = getattr(module, attribute)
-            if isinstance(target, int):
-                setattr(module, attribute, int(array))
-                continue
             target = target.data if isinstance(target, Parameter) else target
-            target[...] = module_of(target).asarray(array, dtype=target.dtype)  # in place: optimisers hold views
+            try:
+                array = np.asarray(state[name])
+                if attribute in module.torch_axes:
+                    array = array.transpose(np.argsort(module.torch_axes[attribute]))
+                if isinstance(target, int):
+                    counts.append((module, attribute, int(array)))
+                else:
+                    arrays.append((target, module_of(target).asarray(array, dtype=target.dtype)))
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ValueError(f"load_state_dict: {name}: {error}") from error
+        for module, attribute, count in counts:
+            setattr(module, attribute, count)
+        for target, array in arrays:
+            target[...] = array  # in place: optimisers hold views
 
     def train(self, mode: bool = True) -> Module:
         """Training mode for this module and all below: batch statistics are used, dropout drops."""
@@ -167,13 +176,25 @@ class Module:
         """Evaluation mode: running statistics are used, dropout does nothing."""
         return self.train(False)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside `with model.evaluating():`; then every module gets the mode back that it had."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to `"cpu"` or `"cuda"`. Create optimisers afterwards: they hold views."""
         check_device(device)
         for _, module, attribute in self._named_state():
             value = getattr(module, attribute)
             if isinstance(value, Parameter):
-                value.data, value.grad, value.grad_buffer = to_device(value.data, device), None, None
+                if value.device != device:
+                    value.data, value.grad, value.grad_buffer = to_device(value.data, device), None, None
             elif not isinstance(value, int):
                 setattr(module, attribute, to_device(value, device))
         return self

@@ -3,13 +3,13 @@
 All parameters are moved into one flat array and become views of it, and so are their gradients. A step is then
 one pass over a few large arrays instead of hundreds of small ones: for ResNet-101, 1 update instead of 314.
 
-Reading order: after models/. Next: schedules.py.
+Reading order: after models/plain.py. Next: schedules.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,9 +24,10 @@ class Optimizer:
     params  an iterable of Parameters, or of groups {"params": [...], "lr": ..., "weight_decay": ...} whose
             settings override the optimiser's
 
-    A parameter whose grad is None at `step` is left alone, as in PyTorch. Raises `ValueError` for no parameters,
-    for one given twice, for mixed dtypes or devices, and for settings out of range; `step` raises `RuntimeError` if
-    a parameter's array was replaced (by `model.to(...)`) after the optimiser was made.
+    A parameter whose grad is None at `step` is left alone, as in PyTorch. A gradient is a view of the flat one, and
+    overwritten by the next backward: copy what is to be kept. Raises `ValueError` for no parameters, for one given
+    twice, for mixed dtypes or devices, and for settings out of range, `TypeError` for what is no Parameter; `step`
+    raises `RuntimeError` if a parameter's array was replaced (by `model.to(...)`) after the optimiser was made.
     """
 
     slots: tuple[str, ...] = ()  # names of the flat buffers kept between steps
@@ -39,6 +40,8 @@ class Optimizer:
         self.params: list[Parameter] = [p for group in self.groups for p in group["params"]]
         if not self.params:
             raise ValueError(f"{type(self).__name__}: got no parameters to optimise")
+        if wrong := [type(p).__name__ for p in self.params if not isinstance(p, Parameter)]:
+            raise TypeError(f"{type(self).__name__}: got a {wrong[0]}, expected Parameters: model.parameters()")
         if len({id(p) for p in self.params}) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter is listed twice")
         kinds = {(p.device, str(p.dtype)) for p in self.params}
@@ -150,6 +153,12 @@ class Optimizer:
             if name in group and not 0 <= group[name] < float("inf"):
                 raise ValueError(f"{type(self).__name__}: {name} is {group[name]}, expected a number >= 0")
 
+    def __reduce_ex__(self, protocol: int) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: an optimiser cannot be copied or pickled, since the copied parameters would be no "
+            "views of its buffer; make a new one for a copied model, and give it this one's state_dict()"
+        )
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """What `load_state_dict` needs to go on exactly: {"steps": (), "lr": (groups,), and each flat buffer}."""
         state = {name: np.array(to_device(array, "cpu")) for name, array in self.state.items()}
@@ -172,11 +181,15 @@ class Optimizer:
                 raise ValueError(
                     f"{type(self).__name__}: {name} has shape {np.shape(state[name])}, expected {array.shape}"
                 )
-        self.steps = int(state["steps"])
-        for group, lr in zip(self.groups, state["lr"]):
-            group["lr"] = float(lr)
-        for name, array in self.state.items():
-            array[...] = module_of(array).asarray(state[name], dtype=array.dtype)
+        steps, rates = int(state["steps"]), [float(lr) for lr in state["lr"]]
+        for group, lr in zip(self.groups, rates):
+            self._check({**group, "lr": lr})
+        arrays = {name: module_of(own).asarray(state[name], dtype=own.dtype) for name, own in self.state.items()}
+        self.steps = steps  # from here on nothing can fail
+        for group, lr in zip(self.groups, rates):
+            group["lr"] = lr
+        for name, array in arrays.items():
+            self.state[name][...] = array
 
 
 class SGD(Optimizer):

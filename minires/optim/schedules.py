@@ -5,7 +5,7 @@
 
 Being a function of the step alone, a schedule has no state: a resumed run needs nothing but its step.
 
-Reading order: after optimizer.py. Next: train/.
+Reading order: after optimizer.py. Next: train/loop.py.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def cosine(lr: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
 
 
 def one_cycle(lr: float, total_steps: int, warmup: float = 0.25) -> Schedule:
-    """Straight up to the peak `lr` over the fraction `warmup` of the steps, then straight down to 0.
+    """Straight up to the peak `lr` over the fraction `warmup` (0 to 1) of the steps, then straight down to 0.
 
-    The triangular form of Smith and Topin 2017 (arXiv 1708.07120).
+    The triangular form of Smith and Topin 2017 (arXiv 1708.07120). Raises `ValueError` for another `warmup`.
     """
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"one_cycle: warmup is {warmup}, expected a share of the steps between 0 and 1")
     peak = max(round(warmup * total_steps), 1)
 
     def decay(step: int) -> float:
@@ -63,7 +65,7 @@ def build(name: str, lr: float, total_steps: int) -> Schedule:
     if name == "constant":
         return constant(lr)
     if name == "step":
-        return step(lr, milestones=(total_steps // 2, total_steps * 3 // 4))
+        return step(lr, milestones=(-(-total_steps // 2), -(-total_steps * 3 // 4)))  # rounded up: not at step 0
     if name == "cosine":
         return cosine(lr, total_steps, warmup_steps=total_steps // 20)
     if name == "one-cycle":

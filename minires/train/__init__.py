@@ -1,9 +1,8 @@
 """The loop around a model: fit, evaluate, checkpoints that survive a crash, and the report of a run.
 
-Reading order: loop.py (the loop itself), device_step.py and memory.py (the same on a GPU), evaluate.py, checkpoint.py
-(files on disk), stop.py (Ctrl-C and limits), progress.py, folder.py (the files of a run), report.py (results.json and
-the pictures), compare.py (several runs side by side), cpu_memory.py (--dry-run). Next: examples/train_cifar.py, which
-puts it all together.
+Reading order: loop.py (the loop itself), evaluate.py, checkpoint.py (files on disk), stop.py (Ctrl-C and limits),
+progress.py, folder.py (the files of a run), report.py (results.json and the pictures), compare.py (several runs side by
+side). For later: device_step.py and memory.py (a step on a GPU), cpu_memory.py (--dry-run), cli.py (command lines).
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """Files that a crash cannot spoil: tensors and a note about them, in one safetensors file, written atomically.
 
 Everything that a run needs to go on is in ONE file, state.safetensors, so that weights and optimiser can never come
-from two different moments. A file of a run is either the old one or the new one, whenever the power fails:
-
-    1. write a temporary file in the same folder, and fsync it: the bytes are on the disk, under another name
-    2. rename it over the old one: one indivisible step of the file system
-    3. fsync the folder: the new name is on the disk too
+from two different moments. A file of a run is either the old one or the new one, whenever the power fails: files.py.
 
 Reading order: after evaluate.py. Next: stop.py.
 """
@@ -75,17 +71,28 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def saved_settings(path: Path) -> dict[str, Any]:
+def check_is_state(path: Path, info: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` unless `info` is the note in a training state."""
+    if "identity" not in info:
+        raise CheckpointError(f"{path}: holds weights, but no training state to resume from")
+
+
+def saved_settings(path: Path, to_resume: bool = False) -> dict[str, Any]:
     """The settings noted in a state or in weights that a run wrote; {} for weights from elsewhere.
 
-    Raises `CheckpointError` when there is no such file.
+    Raises `CheckpointError` when there is no such file; and for all but an intact state if that is `to_resume`.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
-        settings = read_info(path).get("settings")
-    except CheckpointError:  # whoever reads the arrays will say what is wrong
-        return {}
+        info = read_info(path)
+        if to_resume:
+            check_is_state(path, info)
+    except CheckpointError:
+        if to_resume:
+            raise
+        return {}  # whoever reads the arrays will say what is wrong
+    settings = info.get("settings")
     return settings if isinstance(settings, dict) else {}
 
 

@@ -2,9 +2,11 @@
 
     minires report runs/sgd runs/adam
 
+Used by `minires report`, examples/ablation.py and degradation.py, and docs/results/make_readme.py.
+
 A folder needs config.json and log.jsonl; results.json too once the run has ended, but a run can be looked at before.
 
-Reading order: after report.py. Used by `minires report`, examples/ablation.py and docs/results/make_readme.py.
+Reading order: after report.py. Next: examples/train_cifar.py, once more.
 """
 
 from __future__ import annotations
@@ -75,9 +77,9 @@ class Run:
 def read_run(path: str | Path) -> Run:
     """The run in the folder `path`. Raises `RunError` when there is none, or a file of it is damaged."""
     path = Path(path)
-    settings, results = _read_json(path / "config.json"), {}
+    settings, results = read_json(path / "config.json"), {}
     if (path / "results.json").exists():
-        results = _read_json(path / "results.json")
+        results = read_json(path / "results.json")
     for name in ("depth", "epochs"):
         if not isinstance(settings.get(name), int):
             raise RunError(f"{path / 'config.json'}: not the settings of a run ({name} is {settings.get(name)!r})")
@@ -97,7 +99,8 @@ def read_run(path: str | Path) -> Run:
     return Run(path, {**settings, **facts}, records, results)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a run. Raises `RunError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -124,7 +127,7 @@ def percent(values: Sequence[float]) -> str:
 
 def mean_and_std(group: Sequence[Run]) -> str | None:
     """The test accuracy of several seeds, as `percent` says it; None if there are not several."""
-    seeds = {run.settings.get("seed") for run in group}
+    seeds = {str(run.settings.get("seed")) for run in group}
     if len(group) < 2 or len(seeds) < len(group):
         return None
     return percent([run.accuracy for run in group])
@@ -199,7 +202,8 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
             for prefix, style in (("", "--"), ("test_", "-")):
                 values = [offset + scale * record[prefix + name] for record in run.records]
                 axes.plot(epochs, values, style, color=colours[i], marker=marker, linewidth=1.5)
-    handles = [Line2D([], [], color=colours[i], label=name) for i, name in enumerate(names or _names(runs))]
+    labels = [name.replace("$", r"\$") for name in names or _names(runs)]
+    handles = [Line2D([], [], color=colours[i], label=label) for i, label in enumerate(labels)]
     handles += [Line2D([], [], color="gray", linestyle=s, label=t) for s, t in (("--", "training"), ("-", "test set"))]
     for axes, name in ((left, "loss (cross-entropy)"), (right, "error in %")):
         axes.set(xlabel="epoch", ylabel=name, ylim=(0, None), xlim=(0, None))

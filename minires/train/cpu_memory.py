@@ -4,7 +4,7 @@ What the tape keeps is measured, on two images: the forward pass runs, and the a
 counted. The rest is computed from shapes: parameters, gradients, the optimiser's buffers, and the work space of the
 convolution that needs the most, at the moment when backward begins and everything is still kept.
 
-Reading order: after loop.py.
+Reading order: after memory.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Looking at a loss stops the GPU until Python goes on. So the losses stay there, and are read many at a time (`read`);
 and after the first steps the whole step is recorded as a CUDA graph (kernels/cuda/graph.py) and replayed.
 
-Reading order: after loop.py.
+Reading order: after loop.py and kernels/cuda/graph.py. Next: memory.py.
 """
 
 from __future__ import annotations

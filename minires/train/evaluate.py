@@ -50,23 +50,19 @@ def evaluate(
     max_seconds: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Run the images of `batches` through `model` in evaluation mode; the model's own mode is put back.
+    """Run the images of `batches` through `model` in evaluation mode; the modes of its modules are put back.
 
     It stops early, but after one batch at least, when `max_seconds` have passed or `interrupted()` says so.
     """
-    training, start = model.training, time.monotonic()
+    start = time.monotonic()
     loss, labels, probabilities = 0.0, [], []
-    model.eval()
-    try:
-        with no_grad():
-            for x, y in tqdm(batches.epoch(0), "testing", len(batches), leave=False, disable=not sys.stderr.isatty()):
-                logits = model(Tensor(x))
-                loss += F.cross_entropy(logits, y).item() * len(y)
-                labels.append(to_device(y, "cpu"))
-                probabilities.append(F.softmax(logits).numpy())
-                if interrupted() or (max_seconds is not None and time.monotonic() - start > max_seconds):
-                    break
-    finally:
-        model.train(training)
+    with no_grad(), model.evaluating():
+        for x, y in tqdm(batches.epoch(0), "testing", len(batches), leave=False, disable=not sys.stderr.isatty()):
+            logits = model(Tensor(x))
+            loss += F.cross_entropy(logits, y).item() * len(y)
+            labels.append(to_device(y, "cpu"))
+            probabilities.append(F.softmax(logits).numpy())
+            if interrupted() or (max_seconds is not None and time.monotonic() - start > max_seconds):
+                break
     labels = np.concatenate(labels)
     return Evaluation(loss / len(labels), labels, np.concatenate(probabilities))

@@ -30,7 +30,12 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.state, self.weights = self.path / STATE, self.path / WEIGHTS
+        self.state, self.weights, self.config = self.path / STATE, self.path / WEIGHTS, self.path / "config.json"
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a run has been saved here."""
+        return self.state.exists() or self.weights.exists()
 
     def prepare(self, state_bytes: int = 0, weights_bytes: int = 0) -> None:
         """Make the folder, and make sure, before hours of training, that it can be written to.
@@ -64,7 +69,7 @@ class RunFolder:
     def commands(self) -> list[str]:
         """The commands that trained here so far, as config.json has them; none if there is no such file."""
         try:
-            config = json.loads((self.path / "config.json").read_text())
+            config = json.loads(self.config.read_text())
         except (OSError, ValueError):
             return []
         commands = config.get("commands") if isinstance(config, dict) else None
@@ -81,9 +86,9 @@ class RunFolder:
 
 
 def new_run(base: str | Path) -> RunFolder:
-    """The first of base, base-2, base-3, ... that no run has been saved in."""
+    """The first of base, base-2, base-3, ... that no run has been started in."""
     base, number = Path(base), 1
-    while (folder := RunFolder(base if number == 1 else f"{base}-{number}")).state.exists():
+    while (folder := RunFolder(base if number == 1 else f"{base}-{number}")).is_used or folder.config.exists():
         number += 1
     return folder
 

@@ -2,10 +2,11 @@
 
 The loop is `fit`, in three levels: fit (epochs, evaluation, checkpoints) -> _train_epoch (batches) -> one step.
 What changes while it runs is in one object, `Training`, and a checkpoint is that object on disk. Batches are a pure
-function of (seed, epoch, index) and the learning rate one of the step, so nothing else has to be kept: on NumPy a run
-that was stopped, anywhere, and resumed has the same weights, bit for bit, as one that was not.
+function of (seed, epoch, index) and the learning rate one of the step, so nothing else has to be kept: on NumPy, with
+the same number of threads, a run that was stopped, anywhere, and resumed has the same weights, bit for bit, as one that
+was not.
 
-Reading order: first in minires/train, after optim/. Next: evaluate.py.
+Reading order: after optim/schedules.py, first in train/. Next: evaluate.py.
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ class Training:
         """The number of batches done in the epoch in progress."""
         return self.step - (self.history[-1]["step"] if self.history else 0)
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl: `history`, and until the rest of it has been done that of an epoch cut short."""
+        return self.history if self.record in ({}, *self.history) else [*self.history, self.record]
+
     def save(self, path: Path) -> None:
         """Write everything to `path`, atomically.
 
@@ -123,8 +129,7 @@ class Training:
         Raises `CheckpointError` if the file is damaged or of another run.
         """
         arrays, info = checkpoint.load(path)
-        if "identity" not in info:
-            raise checkpoint.CheckpointError(f"{path}: holds weights, but no training state to resume from")
+        checkpoint.check_is_state(path, info)
         try:
             for name, wanted in self.identity.items():
                 found = info["identity"].get(name)
@@ -192,13 +197,12 @@ def fit(
 
         training.record = _record(training, len(train_batches), evaluation)
         log(_epoch_line(training.record, epochs))
-        records = [*training.history, training.record]
         if training.batch == len(train_batches):
-            training.history = records
+            training.history = training.records
             training.epoch_seconds, training.epoch_images = 0.0, 0
         if folder:
             folder.save(training)
-            folder.write_log(records)  # an epoch cut short has its line too, until the rest of it has been done
+            folder.write_log(training.records)
         if stop.reason():
             break
 
@@ -213,8 +217,14 @@ def fit(
 
 def _evaluate(training: Training, batches: Loader, stop: Stop) -> Evaluation:
     start = time.monotonic()
-    evaluation = evaluate(training.model, batches, stop.evaluation_seconds(), lambda: stop.interrupted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # as in _train_epoch
+        evaluation = evaluate(training.model, batches, stop.evaluation_seconds(), lambda: stop.interrupted)
     training.seconds += time.monotonic() - start
+    if not math.isfinite(evaluation.loss):
+        raise TrainingError(
+            f"step {training.step}: the test loss is {evaluation.loss}; a lower learning rate (--lr) is the usual cure"
+        )
     return evaluation
 
 

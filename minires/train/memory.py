@@ -1,6 +1,6 @@
 """How much of a GPU's memory a training step will take, and what to say when it was too much.
 
-Reading order: after device_step.py.
+Reading order: after device_step.py. Next: cpu_memory.py.
 """
 
 from __future__ import annotations

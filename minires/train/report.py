@@ -6,7 +6,7 @@
 
 matplotlib is imported when a picture is drawn, and not before: only the extra "plots" installs it.
 
-Reading order: last in minires/train. Next: examples/train_cifar.py.
+Reading order: after folder.py. Next: compare.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The standard library reads the list of members. That list is not trusted: it must have a size in proportion to the file,
 and no two members may share bytes (a "zip bomb" of a few kilobytes that holds the same megabytes many times).
 
-Reading order: after mapped.py.
+Reading order: after mapped.py. Next: torch_reader.py.
 """
 
 from __future__ import annotations

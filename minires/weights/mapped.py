@@ -3,7 +3,7 @@
 Mapping takes no time and no memory: the operating system reads a page when it is first touched. The mapping is
 private: arrays can be written to, and what is written stays in this process.
 
-Reading order: first in weights/. Next: torch_reader.py.
+Reading order: first in weights/. Next: archive.py.
 """
 
 from __future__ import annotations

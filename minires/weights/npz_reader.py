@@ -5,7 +5,7 @@ file they begin, so most are not aligned and are copied. Compressed ones (np.sav
 more than twice the size of the file.
 
 Source: numpy.lib.format.
-Reading order: after safetensors_reader.py.
+Reading order: after safetensors_reader.py. Next: models/pretrained.py.
 """
 
 from __future__ import annotations

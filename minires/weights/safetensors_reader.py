@@ -2,11 +2,11 @@
 
 The header maps each name to {"dtype": "F32", "shape": [64, 3, 7, 7], "data_offsets": [begin, end]}, in bytes from the
 end of the header; "__metadata__" in it may hold texts. The tensors fill the rest of the file without gap or overlap.
-The library `safetensors` writes our files; it is not used for reading because it copies, and because NumPy's types, to
-which it is bound, lack bfloat16.
+The library `safetensors` writes our files, and reads the states of our own runs (train/checkpoint.py). Files from
+elsewhere are read here, because it copies, and because NumPy's types, to which it is bound, lack bfloat16.
 
 Source: https://github.com/huggingface/safetensors, README, "Format".
-Reading order: after torch_reader.py. Next: npz_reader.py.
+Reading order: after torch_writer.py. Next: npz_reader.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ a persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements).
 Reading goes in two steps. The pickle is read by minires/pickles.py, which builds a description: nothing but names,
 sizes and strides. Then the arrays are made, as views of the mapped file.
 
-Reading order: after mapped.py and ../pickles.py. Next: torch_writer.py.
+Reading order: after archive.py and ../pickles.py. Next: torch_writer.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ insists on importing what it names, and torch is not here:
     (  ...  u    a mark, and the names and values since it put into the dict below
     Q            the tuple on the stack is a persistent id
 
-Reading order: after torch_reader.py.
+Reading order: after torch_reader.py. Next: safetensors_reader.py.
 """
 
 from __future__ import annotations

@@ -92,8 +92,10 @@ def test_what_is_no_image_is_named_and_skipped(run, tmp_path):
     ("arguments", "said"),
     [
         ("", "give images or folders, or --features"),
-        ("images --weights nowhere", "nowhere: there is no such file"),
-        ("x.pth", "there is no image among x.pth"),
+        ("images --weights nowhere --out f", "nowhere: there is no such file"),
+        ("x.pth --out f", "there is no image among x.pth"),
+        ("images", "say what to do with the features: --out, --query or --picture"),
+        ("images --picture p.xyz", "'p.xyz' does not end in .png, .jpg"),
         ("--features nowhere.npz --query images", "nowhere.npz"),
         ("--features x.pth --query images", "does not hold files and features"),
         ("--features other.npz --query images", "they have 7 numbers, this network 64"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,27 @@ def test_all_layers_of_a_network_with_other_classes(run, prepared, tmp_path):
     assert "holds a run already" in refused.stderr
 
 
+@pytest.mark.parametrize("named", [[], ["--out", "runs/mine"]])
+def test_interrupted_in_its_numbered_folder_and_continued_as_it_says(prepared, tmp_path, named):
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--data", "shapes", "--data-dir", str(prepared)]
+    command += ["--train-size", "640", "--test-size", "32", "--image-size", "32", *named]
+    command += ["--from", str(prepared / "small.pth"), "--epochs", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "batch 1/" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    again = said.splitlines()[-1].partition("continue with: ")[2].split()
+    assert again[-1] == "--resume"
+    assert again[again.index("--out") + 1] == (named or ["", "runs/finetune"])[1]
+    more = subprocess.run([sys.executable, *again[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert more.returncode == 0, more.stderr
+    assert "2 epochs" in more.stdout.splitlines()[-1]
+    assert len((tmp_path / (named or ["", "runs/finetune"])[1] / "log.jsonl").read_text().splitlines()) == 2
+
+
 def test_frozen_features_leave_the_network_as_it_was(run, prepared, tmp_path):
     process = run("--from", prepared / "imagenet.pth", "--freeze", "--epochs", 3)
     assert process.returncode == 0, process.stderr
@@ -102,6 +124,11 @@ def test_frozen_features_leave_the_network_as_it_was(run, prepared, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "runs/finetune/log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2, 3]
     assert log[-1]["loss"] < log[0]["loss"]  # it learns
+
+    again = run("--from", prepared / "imagenet.pth", "--freeze", "--max-minutes", 1e-6)
+    assert again.stdout.splitlines()[-1].endswith("-> runs/finetune-2")
+    (record,) = (tmp_path / "runs/finetune-2/log.jsonl").read_text().splitlines()  # of the epoch that was cut short
+    assert json.loads(record)["step"] == 1
 
     predicted = subprocess.run(
         [sys.executable, "-m", "minires", "predict", "--weights", "runs/finetune", "runs/finetune/curves.png"],
@@ -166,6 +193,8 @@ def test_the_advice_for_a_cpu(script):
         ("--data mnist", "invalid choice: 'mnist'"),
         ("--data cifar10 --from SMALL --data-dir broken", "cifar-10-batches-py"),
         ("--from SMALL --resume --out runs/none", "there is no such file"),
+        ("--from SMALL --resume", "nothing to resume"),
+        ("--from SMALL --resume --freeze", "keeps no state to continue from"),
     ],
 )
 def test_bad_arguments(run, prepared, tmp_path, arguments, said):

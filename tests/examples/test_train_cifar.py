@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires import data
+from minires import data, models
 from minires.train import checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
@@ -99,7 +99,7 @@ def test_a_run_from_beginning_to_end(run, tmp_path):
 
     evaluated = run("--eval-only", "runs/a")
     assert evaluated.returncode == 0
-    assert evaluated.stdout.splitlines()[-1].startswith(f"test accuracy {match[1]} % (Shapes-10, ResNet-20)")
+    assert evaluated.stdout.splitlines()[-1].startswith(f"test accuracy {match[1]} % (Shapes-10, ResNet-20, the first ")
 
 
 def test_steps_of_a_large_network_with_adamw(run):
@@ -185,6 +185,8 @@ def test_a_run_is_never_overwritten(run, tmp_path):
     numbered = run("--steps", 1)
     assert numbered.returncode == 0
     assert numbered.stdout.splitlines()[-1].endswith("-> runs/resnet20-2")
+    (tmp_path / "runs" / "resnet20-2" / "state.safetensors").unlink()  # the weights alone are worth keeping too
+    assert "holds a run already" in one_line(run("--steps", 1, "--out", "runs/resnet20-2"))
     assert (tmp_path / "runs" / "resnet20" / "state.safetensors").read_bytes() == before
 
 
@@ -306,6 +308,26 @@ def test_checkpoints_that_cannot_be_resumed(run, tmp_path):
     assert "a/state.safetensors: damaged" in refused()
     state.write_bytes(b"")
     assert "a/state.safetensors: damaged" in refused()
+
+
+def test_weights_of_a_plain_network(run, tmp_path):
+    """They fit a residual network, and would be evaluated as that."""
+    weights = models.resnet20(shortcut=False).state_dict()
+    checkpoint.save(tmp_path / "x.safetensors", weights, {"settings": {"depth": 20, "plain": True}})
+    process = run("--eval-only", "x.safetensors")
+    assert process.returncode == 2
+    assert "x.safetensors: of a plain network, without shortcuts" in one_line(process)
+
+
+def test_a_damaged_state_is_said_before_any_data_is_looked_for(run, tmp_path):
+    assert run("--steps", 1, "--out", "a").returncode == 0
+    state = tmp_path / "a" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-9])
+    process = run("--resume", "a", "--data-dir", "nowhere")
+    assert process.returncode == 2
+    assert "a/state.safetensors: damaged, cannot be read" in one_line(process)
+    process = run("--resume", "a/last.safetensors")
+    assert "a/last.safetensors: holds weights, but no training state to resume from" in one_line(process)
 
 
 def test_weights_of_another_depth(run, tmp_path):

@@ -100,6 +100,10 @@ def test_numbers_take_the_dtype_of_the_tensor():
     assert as_tensor(2.5, x).dtype == as_tensor(np.float64(2.5), x).dtype == np.float32
     integers = Tensor(np.ones(2, np.int64))
     assert (integers * 2).dtype == np.int64
+    booleans = Tensor(np.array([True, False]))
+    assert (x ** np.float64(2)).dtype == np.float32
+    assert (booleans * 3).data.tolist() == [3, 0]
+    assert (booleans + 0.5).data.tolist() == [1.5, 0.5]
     assert (integers * 2.5).data.tolist() == [2.5, 2.5]
 
 

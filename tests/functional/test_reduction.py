@@ -39,6 +39,11 @@ def test_equal_maxima_share_the_gradient(xp):
     assert x.grad.tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
 
 
+def test_an_axis_may_be_an_integer_of_numpy():
+    x = Tensor(np.ones((2, 3)))
+    assert x.sum(axis=np.int64(0)).shape == x.mean(axis=(np.int64(-2),)).shape == (3,)
+
+
 def test_the_gradient_of_max_keeps_float32(xp):
     x = Tensor(xp.asarray(kink_free_array((3, 4)), dtype=np.float32), requires_grad=True)
     x.max(axis=0).backward(xp.ones(4))

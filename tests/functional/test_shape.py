@@ -74,7 +74,7 @@ def test_getitem_adds_up_elements_selected_twice(xp):
     x = Tensor(xp.zeros((3, 2)), requires_grad=True)
     x[xp.asarray([0, 2, 0, 0])].backward(xp.asarray([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
     assert x.grad.tolist() == [[13, 16], [0, 0], [3, 4]]
-    for index in ([1, 1], Tensor([1, 1]), (np.array([1, 1]), slice(None))):
+    for index in ([1, 1], Tensor([1, 1]), (np.array([1, 1]), slice(None)), ((1, 1), slice(None))):
         x = Tensor(np.zeros((3, 2)), requires_grad=True)
         x[index].backward(np.ones((2, 2)))
         assert x.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
@@ -108,6 +108,9 @@ def test_concatenate(xp, shape, data):
         (lambda x: F.pad(x, [(1, 1)]), ValueError, r"pad: widths .* do not fit shape \(2, 3\)"),
         (lambda x: F.pad(x, [(1, 1), (0, -1)]), ValueError, "pad: widths"),
         (lambda x: F.concatenate([]), ValueError, "concatenate: expected at least one tensor, got none"),
+        (lambda x: x.transpose(0, 3), ValueError, r"axis 3 is out of range for shape \(2, 3\)"),
+        (lambda x: F.concatenate([x, x], axis=2), ValueError, r"axis 2 is out of range for shape \(2, 3\)"),
+        (lambda x: F.concatenate([x, x], axis=-3), ValueError, "axis -3 is out of range"),
         (lambda x: x.transpose(0), ValueError, r"axes \(0,\) are not an order of the axes of shape \(2, 3\)"),
         (lambda x: x.transpose(0, 0), ValueError, r"transpose: axes \(0, 0\) are not an order"),
         (lambda x: x.reshape(4), ValueError, "reshape"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -196,6 +197,25 @@ def test_a_network_is_recognised_by_its_weights(depth, stem, classes, shortcut):
     found = models.from_state_dict(model.state_dict())
     assert recognise.depth_of(found) == depth
     assert_equal(found, model)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_plain_network_is_recognised_by_the_note_of_its_run(plain, tmp_path):
+    """Its names and shapes are those of the residual one."""
+    model = models.build(20, shortcut=not plain)
+    mr.save_weights(model, tmp_path / "x.safetensors", {"minires": json.dumps({"settings": {"plain": plain}})})
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32))
+    found = models.from_weights(tmp_path / "x.safetensors")
+    with mr.no_grad():
+        np.testing.assert_array_equal(found.eval()(x).numpy(), model.eval()(x).numpy())
+        other = models.from_state_dict(model.state_dict(), shortcut=plain)
+        assert not np.allclose(other.eval()(x).numpy(), model(x).numpy())
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"settings": 3}', '{"settings": {}}', '{"settings": {"plain": "yes"}}'])
+def test_notes_that_say_nothing_of_it(note, tmp_path):
+    mr.save_weights(models.resnet20(), tmp_path / "x.safetensors", {"minires": note})
+    assert models.from_weights(tmp_path / "x.safetensors").layer1[0].shortcut
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,22 @@ def test_strict_loading_lists_everything_that_is_wrong_and_changes_nothing(net):
     assert all((net.state_dict()[name] == array).all() for name, array in before.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("fc.weight", np.full((2, 4), "text")),
+        ("body.0.bn.num_batches_tracked", np.array(np.nan)),
+        ("body.0.bn.running_var", np.full(4, "x")),
+    ],
+)
+def test_loading_what_is_no_number_changes_nothing(net, name, array):
+    before = net.state_dict()
+    state = {other: np.full(shape, 3) for other, shape in STATE.items()}
+    with pytest.raises(ValueError, match=f"load_state_dict: {name}: "):
+        net.load_state_dict({**state, name: array})
+    assert all((net.state_dict()[other] == value).all() for other, value in before.items())
+
+
 def test_loading_that_is_not_strict_takes_what_there_is(net):
     before = net.state_dict()
     net.load_state_dict({"fc.weight": np.ones((2, 4)), "head.weight": np.ones(3)}, strict=False)
@@ -175,6 +191,25 @@ def test_train_and_eval_reach_every_module():
     assert not any(module.training for module in net.modules())
     net.body.train()
     assert [name for name, module in net.named_modules() if not module.training] == ["", "fc"]
+
+
+def test_evaluating_gives_every_module_its_mode_back():
+    net = Net()
+    net.body.eval()
+    modes = {module: module.training for module in net.modules()}
+    with net.evaluating():
+        assert not any(module.training for module in net.modules())
+    assert {module: module.training for module in net.modules()} == modes
+
+
+def test_a_move_to_where_it_is_changes_nothing():
+    net = Net()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    net(Tensor(np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32))).sum().backward()
+    before = net.state_dict()
+    net.to("cpu")
+    optimizer.step()
+    assert any(not np.array_equal(array, before[name]) for name, array in net.state_dict().items())
 
 
 def test_requires_grad_freezes_and_zero_grad_forgets():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -99,6 +102,28 @@ def test_load_state_dict_refuses_another_state_unchanged():
     with pytest.raises(ValueError, match=r"mean has shape \(4,\), expected \(3,\)"):
         adam.load_state_dict(optim.Adam(make((4,))).state_dict())
     assert adam.steps == 0
+
+
+@pytest.mark.parametrize("change", [{"lr": np.array([np.nan])}, {"steps": "x"}, {"mean": np.full(3, "x")}])
+def test_load_state_dict_refuses_what_is_no_state_unchanged(change):
+    adam = optim.Adam(make((3,)), lr=0.5)
+    state = {**optim.Adam(make((3,))).state_dict(), "steps": 5}
+    with pytest.raises(ValueError):  # noqa: PT011, NumPy's own words
+        adam.load_state_dict({**state, **change})
+    assert (adam.steps, adam.lr) == (0, 0.5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_an_optimiser_is_not_copied(copied):
+    """The copy's flat buffer would not be what the copied parameters are views of: its steps would change nothing."""
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="Adam: an optimiser cannot be copied or pickled"):
+        copied((model, optim.Adam(model.parameters())))
+
+
+def test_a_tensor_is_no_list_of_parameters():
+    with pytest.raises(TypeError, match=r"SGD: got a Tensor, expected Parameters: model.parameters\(\)"):
+        optim.SGD(nn.Linear(2, 2).weight, lr=0.1)
 
 
 def test_a_replaced_array_is_noticed():

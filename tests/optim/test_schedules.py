@@ -41,6 +41,20 @@ def test_all_are_positive_and_bounded(name, total_steps):
     assert all(0 < schedule(s) <= 0.1 for s in range(total_steps))
 
 
+def test_the_first_step_has_not_reached_a_milestone():
+    for total_steps in (1, 2, 3):
+        assert schedules.build("step", 0.1, total_steps)(0) == 0.1
+    assert [schedules.build("step", 1.0, 64_000)(s) for s in (31_999, 32_000, 47_999, 48_000)] == pytest.approx(
+        [1, 0.1, 0.1, 0.01]
+    )
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 5.0])
+def test_a_warm_up_longer_than_all(warmup):
+    with pytest.raises(ValueError, match=f"warmup is {warmup}, expected a share of the steps"):
+        schedules.one_cycle(0.1, 10, warmup)
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="'linear' is unknown, expected one of constant, step, cosine, one-cycle"):
         schedules.build("linear", 0.1, 10)

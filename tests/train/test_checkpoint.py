@@ -128,6 +128,12 @@ def test_other_files_are_refused(tmp_path):
     assert saved_settings(tmp_path / "foreign") == {}
     save(tmp_path / "own", ARRAYS, {"settings": {"depth": 20}})
     assert saved_settings(tmp_path / "own") == {"depth": 20}
+    with pytest.raises(CheckpointError, match="holds weights, but no training state to resume from"):
+        saved_settings(tmp_path / "own", to_resume=True)
+    (tmp_path / "cut").write_bytes((tmp_path / "own").read_bytes()[:-5])
+    assert saved_settings(tmp_path / "cut") == {}
+    with pytest.raises(CheckpointError, match="damaged, cannot be read"):
+        saved_settings(tmp_path / "cut", to_resume=True)
 
 
 def test_weights_of_another_model_are_refused_in_a_short_line(new, tmp_path):

@@ -36,6 +36,15 @@ def test_evaluation_changes_nothing(new):
     assert not parts.training.model.training
 
 
+def test_every_module_gets_its_own_mode_back(new):
+    parts = new()
+    model = parts.training.model
+    model.bn.eval()
+    train.evaluate(model, parts.test_batches)
+    assert model.training
+    assert not model.bn.training
+
+
 def test_it_stops_after_a_batch_when_time_is_up_or_somebody_asks(new):
     parts = new()
     assert len(train.evaluate(parts.training.model, parts.test_batches, max_seconds=0).labels) == 8

@@ -21,9 +21,9 @@ def quiet(text):
     pass
 
 
-def run(parts, epochs=EPOCHS, folder=None, stop=None, **options):
+def run(parts, epochs=EPOCHS, folder=None, stop=None, schedule=None, **options):
     """fit, with a schedule over four epochs whatever `epochs` is."""
-    schedule = schedules.one_cycle(0.2, EPOCHS * BATCHES)
+    schedule = schedule or schedules.one_cycle(0.2, EPOCHS * BATCHES)
     return train.fit(
         parts.training, parts.train_batches, parts.test_batches, schedule, epochs,
         folder=folder, stop=stop, log=quiet, **options,
@@ -76,6 +76,17 @@ def test_the_record_of_an_epoch(new):
     assert record["test_loss"] == evaluation.loss
     assert record["lr"] == schedules.one_cycle(0.2, EPOCHS * BATCHES)(2 * BATCHES - 1)
     assert record["images_per_second"] > 0
+
+
+def test_a_last_step_that_ends_it_all_is_an_error(new, tmp_path):
+    """The loss of the step itself was finite still."""
+    parts = new()
+    with (
+        train.Stop(max_steps=1) as stop,
+        pytest.raises(train.TrainingError, match=r"step 1: the test loss is (nan|inf)"),
+    ):
+        run(parts, schedule=schedules.constant(1e30), stop=stop, folder=train.RunFolder(tmp_path))
+    assert not train.RunFolder(tmp_path).is_used
 
 
 def test_label_smoothing_reaches_the_loss(new):

@@ -174,6 +174,9 @@ def test_runs_are_numbered_and_the_latest_found(tmp_path):
     (tmp_path / "resnet20-old" / "state.safetensors").write_bytes(b"")
     os.utime(base / "state.safetensors", (9, 9))
     assert train.latest_run(base).path == base
+    (tmp_path / "resnet20-4").mkdir()
+    (tmp_path / "resnet20-4" / "last.safetensors").write_bytes(b"")  # weights alone are a run too
+    assert train.new_run(base).path.name == "resnet20-5"
 
 
 def test_without_a_terminal_progress_is_a_few_lines(monkeypatch):

@@ -1,9 +1,9 @@
 """The kernels of reference.py again, fast on a CPU with NumPy alone: cache-blocked and threaded.
 
 Reading order: workers.py (why threads, why chunks), matmul.py, plan.py (which algorithm where), convolution.py,
-winograd.py, elementwise.py, batch_norm.py, pooling.py, optimizers.py. docs/fast-cpu.md tells the whole story.
+winograd.py, elementwise.py, batch_norm.py, branch.py, pooling.py, optimizers.py. docs/fast-cpu.md tells the story.
 
-What costs nothing in a training step (softmax, the stand-alone ReLU, images) is the reference's own function.
+What costs nothing in a training step (the loss, the stand-alone ReLU, images) is the reference's own function.
 """
 
 from minires.kernels.cpu.batch_norm import batch_norm_apply, batch_norm_backward, batch_norm_statistics, column_sum

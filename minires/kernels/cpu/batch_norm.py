@@ -9,7 +9,7 @@ mean is large, so the sums are of x - shift and (x - shift)², with the first va
 wide rows (elementwise.py) has sums of its own, and only the totals of all chunks are folded to channels, in float64.
 Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance, on shifted data and on merging.
 
-Reading order: after elementwise.py. Next: pooling.py.
+Reading order: after elementwise.py. Next: branch.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ backward. Here batch norm has no pass of its own:
 The normalised activations inside the branch are never stored: backward makes them again, chunk by chunk, out of the
 convolution's output, which is stored anyway. For ResNet-101 that saves a sixth of the activations' memory.
 
-Reading order: after batch_norm.py.
+Reading order: after batch_norm.py. Next: pooling.py.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What the elementwise kernels share: wide rows, chunks, and a branch-free ReLU mask.
 
-Per 65,536 floats NumPy takes 14 microseconds for np.maximum(x, array of zeros) but 26 for np.maximum(x, 0), whose
-scalar form misses the vector loop; 317 for a ufunc with where=, but 18 for a bit mask; and an operation between
-a (M, C) array and a (C,) vector restarts its inner loop at each of the M rows, which is slow for small C. Hence:
+np.maximum(x, array of zeros) takes half as long as np.maximum(x, 0), whose scalar form misses the vector loop; a bit
+mask a fifteenth of a ufunc with where= (docs/fast-cpu.md has the microseconds); and an operation between a (M, C) array
+and a (C,) vector restarts its inner loop at each of the M rows, which is slow for small C. Hence:
 
     wide rows   x (M,C) seen as (M/R, R*C), per-channel vectors repeated R times: an inner loop of up to 4096 floats
     bit mask    the gradient's bits AND (all ones where the output was positive, else zeros)
 
-Reading order: before batch_norm.py.
+Reading order: after winograd.py. Next: batch_norm.py.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ a million multiply-adds, it has kernels that skip the packing. On a CPU with AVX
 
     weight (K,O)  ->  panels (O/64, K, 64)     64 columns each, one panel after the other
 
-and a tall input is cut into blocks of 8 to 64 rows. Each small product is a block times a panel, (rows, K) @ (K, 64).
+and a tall input is cut into blocks of 8 rows or more. Each small product is a block times a panel, (rows, K) @ (K, 64).
 Without panels the rows of 64 columns lie 4*O bytes apart; for O = 1024 they all compete for one place of the first
 cache, and what was gained is lost. No Python loop is needed: np.matmul over a four-dimensional view,
 (blocks, 1, rows, K) @ (panels, K, 64), calls BLAS once for each product.
 
 Source: OpenBLAS, interface/gemm.c (SMALL_MATRIX_OPT) and kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.
-Reading order: after workers.py. Next: convolution.py.
+Reading order: after workers.py. Next: plan.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Pooling and the stand-alone ReLU: the definition, image by image.
+"""Pooling: the definition, image by image.
 
 A pooling window needs no new idea, only the cache: each worker runs the reference on one image at a time, whose
 padded copy and masks then stay in its cache.
 
-Reading order: after batch_norm.py. Next: optimizers.py.
+Reading order: after branch.py. Next: optimizers.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import numpy as np
 
 from minires.kernels import reference
 from minires.kernels.cpu.workers import parallel
-from minires.kernels.geometry import output_size
-
-Two = tuple[int, int]
+from minires.kernels.geometry import Two, output_size
 
 
 def max_pool2d(x: np.ndarray, kernel: Two, stride: Two, padding: Two) -> np.ndarray:

@@ -16,7 +16,7 @@ A ResNet-18 training step takes six tenths of its time (docs/fast-cpu.md). The p
 multiply by up to 25, and a float32 result is 3e-6 away from the exact one (relative, L2) where im2col's is 3e-7.
 
 Source: Lavin and Gray 2015, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), F(4x4, 3x3).
-Reading order: after convolution.py. Next: batch_norm.py.
+Reading order: after convolution.py. Next: elementwise.py.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next array, instead of returning it to the system.
 
     A training step allocates and frees several gigabytes in large arrays. Fresh from the system, each page costs a
-    page fault and is zeroed first: 15 % of a ResNet-20 step. glibc only; elsewhere nothing changes.
+    page fault and is zeroed first: a fifth of a ResNet-20 step. glibc only; elsewhere nothing changes.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
