@@ -228,6 +228,7 @@ if hasattr(os, "register_at_fork"):
 
 
 # Scratch buffers: one set for each thread, so that no two tasks meet in one.
+MOST_FRAMES = 64  # ResNet-101 needs 8
 _scratch = threading.local()
 
 
@@ -255,12 +256,14 @@ def framed(
     size      of the whole; default: the same padding below and to the right, (H+2ph, W+2pw)
 
     In scratch memory; only the inside may be written to. The frame was zeroed when the buffer was made, and stays so,
-    because every buffer serves images of one size only.
+    because every buffer serves images of one size only. Of ever new sizes, the last MOST_FRAMES are kept.
     """
     (m, h, w, c), (ph, pw) = shape, padding
     size = size or (h + 2 * ph, w + 2 * pw)
-    key = ("framed", h, w, c, padding, size)
-    buffer = _scratch.__dict__.get(key)
+    frames, key = _scratch.__dict__.setdefault("frames", {}), (h, w, c, padding, size)
+    buffer = frames.get(key)
     if buffer is None or buffer.shape[0] < m:
-        buffer = _scratch.__dict__[key] = np.zeros((m, *size, c), np.float32)
+        if len(frames) >= MOST_FRAMES:
+            del frames[next(iter(frames))]  # the oldest
+        buffer = frames[key] = np.zeros((m, *size, c), np.float32)
     return buffer[:m], buffer[:m, ph : ph + h, pw : pw + w]

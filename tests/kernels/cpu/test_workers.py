@@ -226,6 +226,14 @@ def test_frames_of_every_size_have_zeros_of_their_own():
             np.testing.assert_array_equal(padded, expected)
 
 
+def test_frames_of_ever_new_sizes_do_not_fill_the_memory():
+    for size in [*range(1, 200), *range(1, 200, 7)]:
+        padded, inside = workers.framed((1, size, 1, 1), (1, 0))
+        assert padded.sum() == inside.sum()  # the border is zero
+        inside[...] = size
+    assert len(workers._scratch.frames) <= workers.MOST_FRAMES
+
+
 def test_several_user_threads_at_once():
     workers.set_count(2)
     expected = [convolution(seed) for seed in range(4)]
