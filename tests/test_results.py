@@ -124,8 +124,9 @@ def write_run(path, accuracy, test_accuracy, **settings):
 def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(make_readme, "HERE", tmp_path)
     write_run(tmp_path / "degradation" / "plain-20", 0.9, 0.8, plain=True)
-    assert "| [plain-20](degradation/plain-20) | 1 | 10.00 % | 20.00 % | 1.000 |" in "\n".join(
-        make_readme.degradations()
+    assert (
+        "| [plain-20](degradation/plain-20) | 1 | 10.00 % | 20.00 % | 1.000 | 6 | 1 thread of 2 cores, P |"
+        in "\n".join(make_readme.degradations())
     )
 
 

@@ -109,7 +109,7 @@ def ablations() -> list[str]:
     about = (
         f"{runs[0].network}, {s['dataset']}, {s['epochs']} epochs, one part of the recipe exchanged. The baseline: "
         f"{s['optimizer']}, {s['schedule']} {s['lr']:g}, weight decay {s['weight_decay']:g}, "
-        f"batches of {s['batch_size']}. {machine(runs[0])}."
+        f"batches of {s['batch_size']}. {'; '.join(dict.fromkeys(map(machine, runs)))}."
     )
     rows = ablation.table(runs)
     for row in rows[1:]:
@@ -123,12 +123,13 @@ def degradations() -> list[str]:
     runs = runs_in("degradation")
     if not runs:
         return []
-    rows = [["network", "epochs", "training error", "test error", "training loss"]]
+    rows = [["network", "epochs", "training error", "test error", "training loss", "s an epoch", "machine"]]
     for run in runs:
         last = run.records[-1]
         train_error, test_error = compare.percent([1 - last["accuracy"]]), compare.percent([1 - last["test_accuracy"]])
         link = f"[{run.network}](degradation/{run.name})"
-        rows.append([link, f"{last['epoch']}", train_error, test_error, f"{last['loss']:.3f}"])
+        seconds = f"{statistics.median(record['seconds'] for record in run.records):.0f}"
+        rows.append([link, f"{last['epoch']}", train_error, test_error, f"{last['loss']:.3f}", seconds, machine(run)])
     about = (
         f"{runs[0].settings['dataset']}, seed {runs[0].settings['seed']}, the paper's recipe in short. The training "
         "error is that of the last epoch, on augmented images. What it shows is told in "
