@@ -1,4 +1,4 @@
-"""The Python blocks of docs/weights.md run as they are printed, but for the line that would download."""
+"""The Python blocks of the chapters run as they are printed, but for a line that would download."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from pathlib import Path
 import minires as mr
 from minires import models
 
-CHAPTER = Path(__file__).parents[1] / "docs" / "weights.md"
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks_of(chapter: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / chapter).read_text(), flags=re.DOTALL)
+
+
+def test_the_chapter_on_the_engine(capsys):
+    """What a line prints is what the comment behind it says."""
+    namespace: dict = {}
+    blocks = blocks_of("engine.md")
+    for block in blocks:
+        exec(compile(block, "engine.md", "exec"), namespace)
+    expected = re.findall(r"^ *print\(.*\)  # (.*)$", "\n".join(blocks), flags=re.MULTILINE)
+    assert len(expected) >= 8
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_the_chapter_on_weights(tmp_path, monkeypatch):
@@ -17,7 +32,7 @@ def test_the_chapter_on_weights(tmp_path, monkeypatch):
     wrapped = {f"module.{name}": array for name, array in models.resnet20().state_dict().items()}
     mr.save_weights(wrapped, "checkpoint.pth")
     Path("checkpoint.pth").rename("checkpoint.th")
-    blocks = re.findall(r"```python\n(.*?)```", CHAPTER.read_text(), flags=re.DOTALL)
+    blocks = blocks_of("weights.md")
     assert len(blocks) == 2
     namespace: dict = {}
     for block in blocks:
