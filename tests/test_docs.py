@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import minires as mr
 from minires import models
 
@@ -15,12 +17,12 @@ def blocks_of(chapter: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / chapter).read_text(), flags=re.DOTALL)
 
 
-def test_the_chapter_on_the_engine(capsys):
-    """What a line prints is what the comment behind it says."""
+@pytest.mark.parametrize("chapter", ["engine.md", "layers.md"])
+def test_what_a_line_prints_is_what_the_comment_behind_it_says(chapter, capsys):
     namespace: dict = {}
-    blocks = blocks_of("engine.md")
+    blocks = blocks_of(chapter)
     for block in blocks:
-        exec(compile(block, "engine.md", "exec"), namespace)
+        exec(compile(block, chapter, "exec"), namespace)
     expected = re.findall(r"^ *print\(.*\)  # (.*)$", "\n".join(blocks), flags=re.MULTILINE)
     assert len(expected) >= 8
     assert capsys.readouterr().out.splitlines() == expected
