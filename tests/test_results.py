@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from minires.optim import schedules
 from minires.train import compare
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -128,6 +130,46 @@ def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
         "| [plain-20](degradation/plain-20) | 1 | 10.00 % | 20.00 % | 1.000 | 6 | 1 thread of 2 cores, P |"
         in "\n".join(make_readme.degradations())
     )
+
+
+def test_what_the_chapter_says_of_the_layers_is_what_was_measured():
+    chapter = " ".join((DOCS / "residual-learning.md").read_text().split())
+    before, weak = {}, {}
+    for name in ("plain-56", "resnet-56"):
+        probes = json.loads((RESULTS / "degradation" / name / "layers.json").read_text())["probes"]
+        before[name] = probes[0]["gradient_norm"]
+        responses = probes[-1]["response_std"][1:]
+        weak[name] = [statistics.fmean(responses[i::2]) for i in (1, 0)]  # of second and of first convolutions
+    plain, residual = before["plain-56"], before["resnet-56"][1:]
+    least = min(range(len(plain)), key=plain.__getitem__)
+    assert f"from {plain[least]:.2f} in layer {least + 1} to {plain[0]:.0f} in layer 1" in chapter
+    assert 1.15 < (plain[0] / plain[least]) ** (1 / least) < 1.18  # "by a sixth"
+    assert 4.0 < max(residual) / min(residual) < 4.2
+    assert "within a factor of 4.2" in chapter
+    second, first = weak["resnet-56"]
+    assert f"({second:.2f} on average) than the first ({first:.2f})" in chapter
+    assert "alike ({:.2f} and {:.2f})".format(*weak["plain-56"]) in chapter
+
+
+def test_the_line_on_which_most_responses_lie_is_that_of_weight_decay():
+    """SGD with momentum on a weight that gets no gradient but that of the decay, at the recorded settings."""
+    folder = RESULTS / "degradation" / "plain-56"
+    settings, records = (
+        json.loads((folder / "config.json").read_text()),
+        (folder / "log.jsonl").read_text().splitlines(),
+    )
+    steps = json.loads(records[-1])["step"]
+    schedule = schedules.build(settings["schedule"], settings["lr"], steps)
+    schedule = schedules.warm_up(schedule, settings["lr"], settings["warmup_steps"])
+    weight, velocity = 1.0, 0.0
+    for step in range(steps):
+        velocity = 0.9 * velocity + settings["weight_decay"] * weight
+        weight -= schedule(step) * velocity
+    responses = json.loads((folder / "layers.json").read_text())["probes"][-1]["response_std"]
+    assert abs(statistics.median(responses) - weight) < 0.005
+    chapter = (DOCS / "residual-learning.md").read_text()
+    assert f"at {weight:.2f}. Nobody chose that" in chapter
+    assert f"these {steps:,} steps" in chapter
 
 
 def test_the_table_of_the_ablation(tmp_path, monkeypatch):
