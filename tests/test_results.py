@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -134,10 +135,11 @@ def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
 
 def test_what_the_chapter_says_of_the_layers_is_what_was_measured():
     chapter = " ".join((DOCS / "residual-learning.md").read_text().split())
-    before, weak = {}, {}
+    before, weak, spread = {}, {}, {}
     for name in ("plain-56", "resnet-56"):
         probes = json.loads((RESULTS / "degradation" / name / "layers.json").read_text())["probes"]
         before[name] = probes[0]["gradient_norm"]
+        spread[name] = max(probes[1]["gradient_norm"]) / min(probes[1]["gradient_norm"])
         responses = probes[-1]["response_std"][1:]
         weak[name] = [statistics.fmean(responses[i::2]) for i in (1, 0)]  # of second and of first convolutions
     plain, residual = before["plain-56"], before["resnet-56"][1:]
@@ -146,6 +148,8 @@ def test_what_the_chapter_says_of_the_layers_is_what_was_measured():
     assert 1.15 < (plain[0] / plain[least]) ** (1 / least) < 1.18  # "by a sixth"
     assert 4.0 < max(residual) / min(residual) < 4.2
     assert "within a factor of 4.2" in chapter
+    assert "are within a factor of 9, as those of ResNet-56 are within 6" in chapter
+    assert (math.ceil(spread["plain-56"]), math.ceil(spread["resnet-56"])) == (9, 6)
     second, first = weak["resnet-56"]
     assert f"({second:.2f} on average) than the first ({first:.2f})" in chapter
     assert "alike ({:.2f} and {:.2f})".format(*weak["plain-56"]) in chapter
