@@ -94,7 +94,8 @@ def main() -> int:
     optimizer = optim.Adam([p for p in trained.parameters() if p.requires_grad], lr=args.lr)
 
     keep = ("data", "image_size", "batch_size", "lr", "epochs", "flip", "freeze", "freeze_batch_norm", "seed")
-    settings = {"depth": depth, "from": args.source, **{name: getattr(args, name) for name in keep}}
+    plain = not model.layer1[0].shortcut
+    settings = {"depth": depth, "plain": plain, "from": args.source, **{name: getattr(args, name) for name in keep}}
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": mean, "std": std}
     identity = {name: settings[name] for name in ("depth", "image_size", "batch_size", "flip", "seed")}
     identity |= {"data set": dataset.name, "fingerprint of the training images": train.fingerprint(dataset)}

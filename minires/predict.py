@@ -175,7 +175,7 @@ def _notes(path: Path) -> dict[str, Any]:
         notes.pop("mean", None)  # one without the other is of no use
     if not isinstance(notes.get("classes"), list):
         notes.pop("classes", None)
-    if not (isinstance(notes.get("image_size"), int) and notes["image_size"] > 0):
+    if type(notes.get("image_size")) is not int or notes["image_size"] < 1:  # True is an int too
         notes.pop("image_size", None)
     return notes
 

@@ -217,7 +217,7 @@ def test_notes_within_the_weights(tmp_path):
     assert lines == []
 
 
-@pytest.mark.parametrize("size", ["-5", "[32, 32]", '"32"', "0"])
+@pytest.mark.parametrize("size", ["-5", "[32, 32]", '"32"', "0", "true"])
 def test_a_size_that_is_none_is_not_believed(tmp_path, size):
     classifier, _ = opened(tmp_path, models.resnet20(), f'{{"image_size": {size}}}')
     assert classifier.preparation.size == 32

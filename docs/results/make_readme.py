@@ -79,7 +79,7 @@ def trained() -> list[str]:
                 + (f", smoothing {s['label_smoothing']:g}" if s["label_smoothing"] else ""),
                 compare.percent([run.accuracy]),
                 f"{run.records[-1]['loss']:.3f}",
-                f"{statistics.median(record['seconds'] for record in run.records):.0f}",
+                seconds_an_epoch(run),
                 machine(run),
             ])  # fmt: skip
             commands.append(s["commands"][0])
@@ -92,6 +92,11 @@ def trained() -> list[str]:
 def finished(run: compare.Run) -> bool:
     """Whether the last epoch that was planned has been trained."""
     return run.records[-1]["epoch"] >= run.settings["epochs"]
+
+
+def seconds_an_epoch(run: compare.Run) -> str:
+    """Of training, the median."""
+    return f"{statistics.median(record['seconds'] for record in run.records):.0f}"
 
 
 def machine(run: compare.Run) -> str:
@@ -128,8 +133,8 @@ def degradations() -> list[str]:
         last = run.records[-1]
         train_error, test_error = compare.percent([1 - last["accuracy"]]), compare.percent([1 - last["test_accuracy"]])
         link = f"[{run.network}](degradation/{run.name})"
-        seconds = f"{statistics.median(record['seconds'] for record in run.records):.0f}"
-        rows.append([link, f"{last['epoch']}", train_error, test_error, f"{last['loss']:.3f}", seconds, machine(run)])
+        loss, seconds = f"{last['loss']:.3f}", seconds_an_epoch(run)
+        rows.append([link, f"{last['epoch']}", train_error, test_error, loss, seconds, machine(run)])
     about = (
         f"{runs[0].settings['dataset']}, seed {runs[0].settings['seed']}, the paper's recipe in short. The training "
         "error is that of the last epoch, on augmented images. What it shows is told in "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +100,7 @@ def measured(path):
     return json.loads((path / "layers.json").read_text()), log
 
 
-def test_the_experiment_goes_on_where_it_was_stopped(data_dir, tmp_path):
+def test_the_experiment_goes_on_where_it_was_stopped(data_dir, interrupt, tmp_path):
     only = ("--network", "plain-20")
     done = run(data_dir, *only, "--out", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
@@ -116,15 +115,9 @@ def test_the_experiment_goes_on_where_it_was_stopped(data_dir, tmp_path):
     assert norms[0] != norms[1] != norms[2]
 
     # Interrupted within the second epoch, and started again.
-    process = subprocess.Popen(
-        command(data_dir, *only, "--out", tmp_path / "parts"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if "epoch 2/2, batch 1/" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    parts = command(data_dir, *only, "--out", tmp_path / "parts")
+    status, _, err = interrupt(parts, tmp_path, at="epoch 2/2, batch 1/")
+    assert status == 130, err
     assert "continue with: python" in err
     assert run(data_dir, *only, "--out", tmp_path / "parts").returncode == 0
     assert measured(tmp_path / "parts" / "plain-20") == (layers, log)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,17 +84,12 @@ def test_all_layers_of_a_network_with_other_classes(run, prepared, tmp_path):
 
 
 @pytest.mark.parametrize("named", [[], ["--out", "runs/mine"]])
-def test_interrupted_in_its_numbered_folder_and_continued_as_it_says(prepared, tmp_path, named):
+def test_interrupted_in_its_numbered_folder_and_continued_as_it_says(prepared, interrupt, tmp_path, named):
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--data", "shapes", "--data-dir", str(prepared)]
     command += ["--train-size", "640", "--test-size", "32", "--image-size", "32", *named]
     command += ["--from", str(prepared / "small.pth"), "--epochs", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "batch 1/" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    status, _, said = interrupt(command, tmp_path)
+    assert status == 130, said
     again = said.splitlines()[-1].partition("continue with: ")[2].split()
     assert again[-1] == "--resume"
     assert again[again.index("--out") + 1] == (named or ["", "runs/finetune"])[1]
@@ -103,6 +97,15 @@ def test_interrupted_in_its_numbered_folder_and_continued_as_it_says(prepared, t
     assert more.returncode == 0, more.stderr
     assert "2 epochs" in more.stdout.splitlines()[-1]
     assert len((tmp_path / (named or ["", "runs/finetune"])[1] / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_plain_network_stays_one(run, tmp_path):
+    """Its weights would fit a residual network, which would then be the one to predict."""
+    notes = {"minires": json.dumps({"settings": {"plain": True}})}
+    mr.save_weights(models.resnet20(shortcut=False), tmp_path / "plain.safetensors", notes)
+    process = run("--from", "plain.safetensors", "--freeze", "--epochs", 1, "--out", "a")
+    assert process.returncode == 0, process.stderr
+    assert not models.from_weights(tmp_path / "a/last.safetensors").layer1[0].shortcut
 
 
 def test_frozen_features_leave_the_network_as_it_was(run, prepared, tmp_path):

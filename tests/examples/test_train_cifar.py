@@ -48,19 +48,6 @@ def run(command, tmp_path):
     return run
 
 
-def interrupt(command, cwd, number=signal.SIGINT):
-    """Start it, send a signal after the first step, and return (status, stdout, stderr)."""
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "batch 1/" in line:
-            process.send_signal(number)
-            break
-    out, err = process.communicate(timeout=60)
-    return process.returncode, "".join(lines) + out, err
-
-
 def one_line(process):
     """The only line on stderr."""
     assert "Traceback" not in process.stderr
@@ -137,10 +124,10 @@ def test_dry_run_needs_no_data_and_writes_nothing(run, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_resumed_is_uninterrupted(run, command, tmp_path, number):
+def test_interrupted_and_resumed_is_uninterrupted(run, command, interrupt, tmp_path, number):
     settings = ("--epochs", 4, "--seed", 3)
     assert run(*settings, "--out", "whole").returncode == 0
-    status, _, err = interrupt(command(*settings, "--out", "parts"), tmp_path, number)
+    status, _, err = interrupt(command(*settings, "--out", "parts"), tmp_path, number=number)
     assert status == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].endswith("train_cifar.py --resume parts")
