@@ -89,6 +89,21 @@ def test_a_run_from_beginning_to_end(run, tmp_path):
     assert evaluated.stdout.splitlines()[-1].startswith(f"test accuracy {match[1]} % (Shapes-10, ResNet-20, the first ")
 
 
+def test_each_family_has_its_optimiser_and_another_can_be_chosen(run, tmp_path):
+    few = ("--steps", 1, "--batch-size", 2, "--test-size", 2)
+    chosen = {}
+    for name, options in {"small": (), "large": (18,), "large-sgd": (18, "--optimizer", "sgd")}.items():
+        depth = ("--depth", *options, "--stem", "imagenet") if options else ()
+        assert run(*depth, *few, "--out", name).returncode == 0
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        chosen[name] = (config["optimizer"], config["lr"], config["label_smoothing"])
+    assert chosen == {
+        "small": ("sgd", 0.2 * 2 / 128, 0.0),
+        "large": ("adam", 1e-3, 0.0),
+        "large-sgd": ("sgd", 0.05 * 2 / 128, 0.1),
+    }
+
+
 def test_steps_of_a_large_network_with_adamw(run):
     process = run(
         "--depth", 18, "--stem", "imagenet", "--steps", 2, "--batch-size", 2, "--optimizer", "adamw", "--test-size", 2
