@@ -1,7 +1,7 @@
 """Train a ResNet on CIFAR-10, on CIFAR-100, or on the drawn Shapes-10. From first line to last, this is the whole job.
 
     python examples/train_cifar.py                          # ResNet-20, 30 epochs, on a GPU if there is one
-    python examples/train_cifar.py --depth 101 --epochs 1 --train-size 2000 --max-minutes 15
+    python examples/train_cifar.py --depth 101 --stem imagenet --epochs 1    # ten minutes or so on a CPU
     python examples/train_cifar.py --data shapes --epochs 5
     python examples/train_cifar.py --depth 101 --dry-run    # only say how much memory and work it would be
 
@@ -286,10 +286,14 @@ def dry_run(args: Namespace) -> int:
 
 def speed_advice(args: Namespace, seconds: float) -> str:
     """What to say on a machine without a GPU once it is known how many seconds an epoch takes."""
-    depth = "" if args.depth == 20 else "--depth 20, "
+    cheaper = ["--train-size 5000", "--epochs 5", "--max-minutes 10"]
+    if args.depth != 20:
+        cheaper.insert(0, "--depth 20")
+    if args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar":
+        cheaper.insert(0, "--stem imagenet (15 times less work)")
     text = (
         f"without a GPU an epoch takes about {format_seconds(seconds)}, {args.epochs} of them "
-        f"{format_seconds(args.epochs * seconds)}; cheaper: {depth}--train-size 5000, --epochs 5, --max-minutes 10"
+        f"{format_seconds(args.epochs * seconds)}; cheaper: {', '.join(cheaper)}"
     )
     if args.max_minutes and 60 * args.max_minutes < args.epochs * seconds and not args.steps:
         text += (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,19 @@ def test_initialisation_and_augmentation_can_be_chosen_and_are_kept(run, tmp_pat
     assert json.loads((tmp_path / "a" / "config.json").read_text())["augmentation"] == "none"
     logs = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("a", "b")]
     assert logs[0]["loss"] != logs[1]["loss"]
+
+
+def test_what_would_be_cheaper_is_something_that_the_run_is_not(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    advice = importlib.import_module("train_cifar").speed_advice
+    args = Namespace(depth=101, stem="cifar", epochs=30, max_minutes=None, steps=None)
+    assert "cheaper: --stem imagenet (15 times less work), --depth 20, --train-size 5000" in advice(args, 9000.0)
+    args.stem = "imagenet"
+    assert "cheaper: --depth 20, --train-size 5000" in advice(args, 600.0)
+    args.depth = 20
+    assert "cheaper: --train-size 5000" in advice(args, 100.0)
+    args.max_minutes = 10
+    assert "after about 6 of 30 epochs, in the middle of its learning-rate schedule" in advice(args, 100.0)
 
 
 def test_dry_run_needs_no_data_and_writes_nothing(run, tmp_path):
