@@ -65,10 +65,11 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: 
 def final_line(result: dict[str, Any], dataset: Dataset, folder: Path) -> str:
     """`test accuracy 91.23 % (CIFAR-10, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME`."""
     tested = result["test_images"]
+    epochs = f"{result['epochs']:.4g} epoch{'' if result['epochs'] == 1 else 's'}"
     partly = "" if tested == len(dataset.test_images) else f", on the first {tested:,} test images only"
     return (
         f"test accuracy {100 * result['test_accuracy']:.2f} % ({result['dataset']}, ResNet-{result['depth']}, "
-        f"{result['epochs']:.4g} epochs, {result['minutes']:.1f} min{partly}) -> {folder}"
+        f"{epochs}, {result['minutes']:.1f} min{partly}) -> {folder}"
     )
 
 

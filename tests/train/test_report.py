@@ -54,8 +54,8 @@ def test_the_last_line(new):
     result |= {"test_accuracy": 0.9123, "depth": 101, "epochs": 15, "minutes": 12.34}
     line = train.final_line(result, parts.dataset, "runs/NAME")
     assert line == "test accuracy 91.23 % (Colours, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME"
-    result["test_images"] = 8
-    assert "12.3 min, on the first 8 test images only) -> runs/NAME" in train.final_line(
+    result |= {"test_images": 8, "epochs": 1}
+    assert "1 epoch, 12.3 min, on the first 8 test images only) -> runs/NAME" in train.final_line(
         result, parts.dataset, "runs/NAME"
     )
 
