@@ -71,7 +71,8 @@ def trained() -> list[str]:
             planned = "" if finished(run) else f" of {s['epochs']}"
             rows.append([
                 f"[{run.name}](trained/{run.name})",
-                f"{run.network}{', ImageNet stem' if s['stem'] == 'imagenet' else ''}",
+                f"{run.network}{', ImageNet stem' if s['stem'] == 'imagenet' else ''}"
+                + (f", images of {s['image_size']}x{s['image_size']}" if s["image_size"] else ""),
                 s["dataset"],
                 f"{run.records[-1]['epoch']:.4g}{planned}",
                 str(s["batch_size"]),
@@ -180,7 +181,7 @@ def cpu() -> list[str]:
 
 
 def not_run() -> list[str]:
-    runs = [run for run in runs_in("trained") if finished(run)]
+    runs = [run for run in runs_in("trained") if finished(run) and not run.settings["image_size"]]
     done = {(run.settings["depth"], run.settings["stem"]) for run in runs}
     small = [str(depth) for depth in models.resnet_cifar.DEPTHS if (depth, "cifar") not in done]
     large = {
@@ -193,7 +194,7 @@ def not_run() -> list[str]:
         lines.append("- anything on a GPU")
     if all(run.settings["dataset"] != "CIFAR-10" for run in runs):
         lines.append("- anything on the original CIFAR-10 files")
-    return ["## Not trained yet\n", *lines, ""]
+    return ["## Not trained yet\n", "On whole images:\n", *lines, ""]
 
 
 def code(lines: Sequence[str]) -> list[str]:
