@@ -43,7 +43,6 @@ from minires.train import cli, format_seconds, say
 # Those of bottleneck blocks by Adam: ResNet-101 with the ImageNet stem has a loss of 1.96 after 80 steps of it, of 2.27
 # after as many of SGD at 0.01. With the other stem, 16x16 images and batches of 64 it is 1.69 after a cycle of 100
 # steps; SGD with a peak of 0.05 ends at 1.99, by way of 4.6.
-BOTTLENECKS = (50, 101, 152)
 SGD_BASIC = {"lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0}
 SGD_BOTTLENECK = {"lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1}
 ADAM = {"lr": 1e-3, "weight_decay": 0.0, "label_smoothing": 0.0}
@@ -253,7 +252,8 @@ def read_arguments(parser: cli.Parser) -> Namespace:
             f"argument --out: {args.out} holds a run already; continue it with --resume, or name another folder"
         )
 
-    bottleneck = args.depth in BOTTLENECKS
+    block, _ = models.resnet.CONFIGURATIONS.get(args.depth, (None, None))
+    bottleneck = block is models.resnet.Bottleneck  # in ResNet-50, 101 and 152
     args.optimizer = args.optimizer or ("adam" if bottleneck else "sgd")
     recipe = {"sgd": SGD_BOTTLENECK if bottleneck else SGD_BASIC, "adam": ADAM, "adamw": ADAMW}[args.optimizer]
     if args.optimizer == "sgd":
@@ -288,15 +288,18 @@ def dry_run(args: Namespace) -> int:
 
 def speed_advice(args: Namespace, seconds: float) -> str:
     """What to say on a machine without a GPU once it is known how many seconds an epoch takes."""
-    cheaper = ["--train-size 5000", "--epochs 5", "--max-minutes 10"]
-    if args.depth != 20:
-        cheaper.insert(0, "--depth 20")
-    if args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar":
-        cheaper.insert(0, "--stem imagenet (15 times less work)")
-    text = (
-        f"without a GPU an epoch takes about {format_seconds(seconds)}, {args.epochs} of them "
-        f"{format_seconds(args.epochs * seconds)}; cheaper: {', '.join(cheaper)}"
-    )
+    cheaper = {
+        "--stem imagenet (15 times less work)": args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar",
+        "--depth 20": args.depth != 20,
+        "--train-size 5000": args.train_size is None or args.train_size > 5000,
+        "--epochs 5": args.epochs > 5,
+        "--max-minutes 10": args.max_minutes is None or args.max_minutes > 10,
+    }
+    text = f"without a GPU an epoch takes about {format_seconds(seconds)}"
+    if args.epochs > 1:
+        text += f", {args.epochs} of them {format_seconds(args.epochs * seconds)}"
+    if any(cheaper.values()):
+        text += f"; cheaper: {', '.join(option for option, is_cheaper in cheaper.items() if is_cheaper)}"
     if args.max_minutes and 60 * args.max_minutes < args.epochs * seconds and not args.steps:
         text += (
             f"\n--max-minutes {args.max_minutes:g} ends this run after about {60 * args.max_minutes / seconds:.2g} of "

@@ -181,7 +181,7 @@ def cpu() -> list[str]:
 
 
 def not_run() -> list[str]:
-    runs = [run for run in runs_in("trained") if finished(run) and not run.settings["image_size"]]
+    runs = [run for run in runs_in("trained") if finished(run) and (run.settings["image_size"] or 32) >= 32]
     done = {(run.settings["depth"], run.settings["stem"]) for run in runs}
     small = [str(depth) for depth in models.resnet_cifar.DEPTHS if (depth, "cifar") not in done]
     large = {

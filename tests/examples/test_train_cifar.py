@@ -94,15 +94,18 @@ def test_a_run_from_beginning_to_end(run, tmp_path):
 def test_each_family_has_its_optimiser_and_another_can_be_chosen(run, tmp_path):
     few = ("--steps", 1, "--batch-size", 2, "--test-size", 2)
     chosen = {}
-    large = ("--depth", 50, "--stem", "imagenet")
-    for name, options in {"small": (), "large": large, "large-sgd": (*large, "--optimizer", "sgd")}.items():
+    basic, bottleneck = (("--depth", depth, "--stem", "imagenet") for depth in (18, 50))
+    by_sgd = (*bottleneck, "--optimizer", "sgd")
+    networks = {"small": (), "basic": basic, "bottleneck": bottleneck, "bottleneck-sgd": by_sgd}
+    for name, options in networks.items():
         assert run(*options, *few, "--out", name).returncode == 0
         config = json.loads((tmp_path / name / "config.json").read_text())
         chosen[name] = (config["optimizer"], config["lr"], config["label_smoothing"])
     assert chosen == {
         "small": ("sgd", 0.2 * 2 / 128, 0.0),
-        "large": ("adam", 1e-3, 0.0),
-        "large-sgd": ("sgd", 0.05 * 2 / 128, 0.1),
+        "basic": ("sgd", 0.2 * 2 / 128, 0.0),
+        "bottleneck": ("adam", 1e-3, 0.0),
+        "bottleneck-sgd": ("sgd", 0.05 * 2 / 128, 0.1),
     }
 
 
@@ -134,13 +137,16 @@ def test_initialisation_and_augmentation_can_be_chosen_and_are_kept(run, tmp_pat
 def test_what_would_be_cheaper_is_something_that_the_run_is_not(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     advice = importlib.import_module("train_cifar").speed_advice
-    args = Namespace(depth=101, stem="cifar", epochs=30, max_minutes=None, steps=None)
-    assert "cheaper: --stem imagenet (15 times less work), --depth 20, --train-size 5000" in advice(args, 9000.0)
+    args = Namespace(depth=101, stem="cifar", train_size=None, epochs=30, max_minutes=None, steps=None)
+    rest = "--train-size 5000, --epochs 5, --max-minutes 10"
+    assert advice(args, 9000.0).endswith(f"cheaper: --stem imagenet (15 times less work), --depth 20, {rest}")
     args.stem = "imagenet"
-    assert "cheaper: --depth 20, --train-size 5000" in advice(args, 600.0)
-    args.depth = 20
-    assert "cheaper: --train-size 5000" in advice(args, 100.0)
-    args.max_minutes = 10
+    assert advice(args, 600.0).endswith(f"takes about 10 min, 30 of them 5.0 h; cheaper: --depth 20, {rest}")
+    args.epochs = 1
+    assert advice(args, 600.0).endswith("takes about 10 min; cheaper: --depth 20, --train-size 5000, --max-minutes 10")
+    args.depth, args.train_size, args.max_minutes = 20, 5000, 10
+    assert advice(args, 30.0) == "without a GPU an epoch takes about 30 s"
+    args.epochs = 30
     assert "after about 6 of 30 epochs, in the middle of its learning-rate schedule" in advice(args, 100.0)
 
 
