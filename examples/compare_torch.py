@@ -40,6 +40,8 @@ CLOSE = 1e-4  # difference of two losses up to which the two runs count as the s
 def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
+    if args.stem == "imagenet" and args.depth in models.resnet_cifar.DEPTHS:
+        parser.error(f"argument --stem: ResNet-{args.depth} has a stem of its own; 'imagenet' is for depths 18 to 152")
     out = Path(args.draw or args.out)
     if args.draw:
         record = read(out / "losses.json")
@@ -65,6 +67,8 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(description="Train the same network in minires and in PyTorch.", allow_abbrev=False)
     add = parser.add_argument
     add("--depth", type=int, choices=models.DEPTHS, default=20)
+    add("--stem", choices=("cifar", "imagenet"), default="cifar", help="first layers, for depths 18 to 152")
+    add("--zero-init-last", action="store_true", help="start every block as the identity")
     add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto")
     add("--data-dir", default="data")
     add("--train-size", type=cli.positive_int, help="use this many training images only")
@@ -112,7 +116,7 @@ def compare(args: Namespace) -> Iterator[dict[str, Any]]:
     test_batches = data.Loader(*test, args.batch_size, train=False, **normalization)
     schedule = schedules.one_cycle(args.lr, args.epochs * len(train_batches))
 
-    model = models.build(args.depth, dataset.num_classes)
+    model = models.build(args.depth, dataset.num_classes, args.stem, zero_init_last=args.zero_init_last)
     first_weights = model.state_dict()  # in PyTorch's names and layouts
     nudged = {name: array.copy() for name, array in first_weights.items()}
     nudged["conv1.weight"][0, 0, 0, 0] *= 1 + NUDGE
@@ -166,7 +170,7 @@ def in_torch(weights: dict[str, np.ndarray], num_classes: int, args: Namespace) 
     import torch
     import torch_networks
 
-    model = torch_networks.build(args.depth, num_classes=num_classes).to(memory_format=torch.channels_last)
+    model = torch_networks.build(args.depth, args.stem, num_classes).to(memory_format=torch.channels_last)
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
     if args.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -213,6 +217,19 @@ def tail(record: dict[str, Any]) -> int:
     return max(len(record["losses"]["minires"]) // 10, 1)
 
 
+def arguments(record: dict[str, Any]) -> Namespace:
+    """Those of the command that made the record."""
+    return make_parser().parse_args(shlex.split(record["command"])[2:])
+
+
+def title(record: dict[str, Any]) -> str:
+    """What was trained, on what, and by which rule."""
+    args = arguments(record)
+    stem = ", ImageNet stem" if args.stem == "imagenet" else ""
+    images = f"{args.train_size:,} images of " if args.train_size else ""
+    return f"ResNet-{args.depth}{stem}, {images}{record['dataset']}, {args.optimizer} {record['lr']:g}"
+
+
 def report(record: dict[str, Any]) -> None:
     """Print how long the losses agree, and what the networks are worth at the end."""
     for names, steps in steps_together(record).items():
@@ -224,7 +241,7 @@ def report(record: dict[str, Any]) -> None:
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """The loss curves, and their differences."""
-    figure = new_figure(13, 5, f"ResNet-{record['depth']} on {record['dataset']}, the same training in both libraries")
+    figure = new_figure(13, 5, f"{title(record)}: the same training in both libraries")
     left, right = figure.subplots(1, 2)
     colours = {"minires": "tab:blue", "PyTorch": "tab:orange", "PyTorch, nudged": "tab:gray"}
     window = max(len(record["losses"]["minires"]) // 40, 1)

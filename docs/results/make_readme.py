@@ -151,13 +151,15 @@ def torch() -> list[str]:
         record, name = json.loads(path.read_text()), path.parent.name
         apart = compare_torch.steps_together(record)
         ours, theirs = apart["minires and PyTorch"], apart["PyTorch and PyTorch, nudged"]
+        epochs = f"{record['epochs']} epoch{'s' if record['epochs'] > 1 else ''}"
         lines.append(
-            f"ResNet-{record['depth']} on {record['dataset']}, {record['optimizer']} {record['lr']:g}, "
-            f"{record['epochs']} epochs, PyTorch {record['torch']}. The two losses differ by at most "
+            f"{compare_torch.title(record)}, {epochs}, PyTorch {record['torch']}. The two losses differ by at most "
             f"{compare_torch.CLOSE:g} for the first {ours} steps, those of PyTorch and of PyTorch with one weight "
             f"moved by {record['nudge']:g} of itself for the first {theirs}.\n"
         )
-        rows = [["", "test accuracy", f"training loss, mean of the last {compare_torch.tail(record)} steps"]]
+        some = compare_torch.arguments(record).test_size
+        accuracy = f"test accuracy, {some:,} images" if some else "test accuracy"
+        rows = [["", accuracy, f"training loss, mean of the last {compare_torch.tail(record)} steps"]]
         for library, losses in record["losses"].items():
             accuracy = compare.percent([record["test_accuracy"][library][-1]])
             rows.append([library, accuracy, f"{statistics.fmean(losses[-compare_torch.tail(record) :]):.4f}"])

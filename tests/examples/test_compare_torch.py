@@ -16,12 +16,15 @@ pytestmark = pytest.mark.torch
 SCRIPT = Path(__file__).parents[2] / "examples" / "compare_torch.py"
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_losses_agree(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    "network",
+    ["--depth 20 --optimizer sgd", "--depth 20 --optimizer adam", "--depth 50 --stem imagenet --zero-init-last"],
+)
+def test_the_losses_agree(tmp_path, network):
     data.shapes10(tmp_path)
     command = [
         sys.executable, SCRIPT, "--data", "shapes", "--data-dir", tmp_path, "--train-size", 48, "--batch-size", 16,
-        "--test-size", 32, "--epochs", 1, "--lr", 1e-3, "--optimizer", optimizer, "--out", tmp_path / "out",
+        "--test-size", 32, "--epochs", 1, "--lr", 1e-3, *network.split(), "--out", tmp_path / "out",
     ]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -32,3 +35,10 @@ def test_the_losses_agree(tmp_path, optimizer):
     assert losses["minires"][0] == pytest.approx(losses["PyTorch"][0], abs=1e-5)
     assert max(losses["minires"]) - min(losses["minires"]) > 5e-3  # there is something to agree on
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_stem_that_the_network_does_not_have(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--stem", "imagenet", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "argument --stem: ResNet-20 has a stem of its own" in done.stderr
