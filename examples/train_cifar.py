@@ -40,9 +40,8 @@ from minires.train import cli, format_seconds, say
 
 # Recipes for batches of 128; SGD's rate is scaled with the batch (Goyal et al. 2017). Networks of basic blocks are
 # trained by SGD: two epochs of ResNet-18 on 16x16 images give 62.96 % (Adam 59.11), six of ResNet-20 81.12 % (73.11).
-# Those of bottleneck blocks by Adam: ResNet-101 with the ImageNet stem has a loss of 1.96 after 80 steps of it, of 2.27
-# after as many of SGD at 0.01. With the other stem, 16x16 images and batches of 64 it is 1.69 after a cycle of 100
-# steps; SGD with a peak of 0.05 ends at 1.99, by way of 4.6.
+# Those of bottleneck blocks by Adam: at an SGD rate of 0.05 the loss of ResNet-101 (ImageNet stem) rises above 4, in
+# PyTorch too, and is 2.11 after a cycle of 100 steps; Adam gets to 1.74 (docs/results/README.md).
 SGD_BASIC = {"lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0}
 SGD_BOTTLENECK = {"lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1}
 ADAM = {"lr": 1e-3, "weight_decay": 0.0, "label_smoothing": 0.0}
