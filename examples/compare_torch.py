@@ -2,6 +2,7 @@
 
     pip install torch==2.13.0                        # the only program here that needs it, with benchmark.py
     python examples/compare_torch.py                 # ResNet-20, 2 epochs
+    python examples/compare_torch.py --depth 101 --stem imagenet --zero-init-last --optimizer adam --epochs 1
 
 Every step is done three times: by minires, by PyTorch, and by PyTorch again with one weight of the first layer moved by
 one part in a million. The losses of the first two agree to the last digits at first. Then they part: each library
