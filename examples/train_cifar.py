@@ -210,7 +210,7 @@ def make_parser() -> cli.Parser:
     add(
         "--zero-init-last",
         action=argparse.BooleanOptionalAction,
-        help="start every block as the identity (default: in all networks but ResNet-20, 32, 44 and 56)",
+        help="start every block as the identity (default: in all networks but ResNet-18, 20, 32, 44 and 56)",
     )
     add("--augmentation", choices=tuple(AUGMENTATIONS), default="crop-flip", help="of the training images")
     add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
@@ -258,8 +258,9 @@ def read_arguments(parser: cli.Parser) -> Namespace:
     if args.optimizer == "sgd":
         recipe = {**recipe, "lr": recipe["lr"] * min(args.batch_size / 128, 4)}
     # Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the first
-    # gradient of ResNet-101 has norm 6 so, and 620 otherwise. ResNet-20 (4 otherwise) learns faster without it.
-    deep = args.depth not in (20, 32, 44, 56)
+    # gradient of ResNet-101 has norm 6 so, and 620 otherwise. The others learn faster without it: six epochs of
+    # ResNet-20 give 81.12 % (with it 78.10), two of ResNet-18 on 16x16 images 66.29 % (62.96).
+    deep = args.depth not in (18, 20, 32, 44, 56)
     for name, value in {**recipe, "zero_init_last": deep}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

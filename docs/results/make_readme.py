@@ -35,7 +35,8 @@ its command beside it. An accuracy is that of the last epoch, on all 10,000 test
 epochs. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
 to be compared with numbers measured on those. Times are of training alone, on a machine shared with other work, often
 with a second run beside; N threads mean `MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed
-it in its config.json. `minires report` shows any of these folders side by side.
+it in its config.json. Defaults have changed since some of these runs: the table and config.json say what was used;
+"zero-init" is `--zero-init-last`. `minires report` shows any of these folders side by side.
 """
 
 
@@ -62,7 +63,7 @@ def runs_in(name: str) -> list[compare.Run]:
 
 
 def trained() -> list[str]:
-    rows = [["run", "network", "data", "epochs", "batch", "optimiser", "test accuracy", "training loss", "s an epoch",
+    rows = [["run", "network", "data", "epochs", "batch", "recipe", "test accuracy", "training loss", "s an epoch",
              "machine"]]  # fmt: skip
     commands = []
     for group in compare.repetitions(runs_in("trained")):
@@ -77,7 +78,8 @@ def trained() -> list[str]:
                 f"{run.records[-1]['epoch']:.4g}{planned}",
                 str(s["batch_size"]),
                 f"{s['optimizer']}, {s['schedule']} {s['lr']:g}, weight decay {s['weight_decay']:g}"
-                + (f", smoothing {s['label_smoothing']:g}" if s["label_smoothing"] else ""),
+                + (f", smoothing {s['label_smoothing']:g}" if s["label_smoothing"] else "")
+                + (", zero-init" if s["zero_init_last"] else ""),
                 compare.percent([run.accuracy]),
                 f"{run.records[-1]['loss']:.3f}",
                 seconds_an_epoch(run),

@@ -91,7 +91,7 @@ def test_a_run_from_beginning_to_end(run, tmp_path):
     assert evaluated.stdout.splitlines()[-1].startswith(f"test accuracy {match[1]} % (Shapes-10, ResNet-20, the first ")
 
 
-def test_each_family_has_its_optimiser_and_another_can_be_chosen(run, tmp_path):
+def test_each_family_has_its_recipe_and_another_can_be_chosen(run, tmp_path):
     few = ("--steps", 1, "--batch-size", 2, "--test-size", 2)
     chosen = {}
     basic, bottleneck = (("--depth", depth, "--stem", "imagenet") for depth in (18, 50))
@@ -100,12 +100,12 @@ def test_each_family_has_its_optimiser_and_another_can_be_chosen(run, tmp_path):
     for name, options in networks.items():
         assert run(*options, *few, "--out", name).returncode == 0
         config = json.loads((tmp_path / name / "config.json").read_text())
-        chosen[name] = (config["optimizer"], config["lr"], config["label_smoothing"])
+        chosen[name] = tuple(config[key] for key in ("optimizer", "lr", "label_smoothing", "zero_init_last"))
     assert chosen == {
-        "small": ("sgd", 0.2 * 2 / 128, 0.0),
-        "basic": ("sgd", 0.2 * 2 / 128, 0.0),
-        "bottleneck": ("adam", 1e-3, 0.0),
-        "bottleneck-sgd": ("sgd", 0.05 * 2 / 128, 0.1),
+        "small": ("sgd", 0.2 * 2 / 128, 0.0, False),
+        "basic": ("sgd", 0.2 * 2 / 128, 0.0, False),
+        "bottleneck": ("adam", 1e-3, 0.0, True),
+        "bottleneck-sgd": ("sgd", 0.05 * 2 / 128, 0.1, True),
     }
 
 
