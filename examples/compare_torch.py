@@ -41,8 +41,7 @@ CLOSE = 1e-4  # difference of two losses up to which the two runs count as the s
 def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
-    if args.stem == "imagenet" and args.depth in models.resnet_cifar.DEPTHS:
-        parser.error(f"argument --stem: ResNet-{args.depth} has a stem of its own; 'imagenet' is for depths 18 to 152")
+    cli.check_stem(parser, args.depth, args.stem)
     out = Path(args.draw or args.out)
     if args.draw:
         record = read(out / "losses.json")
@@ -94,7 +93,8 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         if not all(record["test_accuracy"][name] and record["losses"][name] for name in LIBRARIES):
             raise ValueError("no epoch has ended")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        title(record)  # needs the rest
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: not a comparison ({error})") from error
     return record
 

@@ -30,6 +30,7 @@ import shlex
 import sys
 from argparse import Namespace
 from functools import partial
+from typing import Any
 
 import minires as mr
 from minires import data, models, optim, train
@@ -242,8 +243,7 @@ def read_arguments(parser: cli.Parser) -> Namespace:
         args.resume, args.eval_only = resume, weights
         args.out = args.out or (resume and resume.parent)
 
-    if args.stem == "imagenet" and args.depth in resnet_cifar.DEPTHS:
-        parser.error(f"argument --stem: ResNet-{args.depth} has a stem of its own; 'imagenet' is for depths 18 to 152")
+    cli.check_stem(parser, args.depth, args.stem)
     folder = train.RunFolder(args.out or "")
     resumed = args.resume and folder.state.exists() and folder.state.samefile(args.resume)
     if args.out and folder.is_used and not resumed:
@@ -251,20 +251,25 @@ def read_arguments(parser: cli.Parser) -> Namespace:
             f"argument --out: {args.out} holds a run already; continue it with --resume, or name another folder"
         )
 
-    block, _ = models.resnet.CONFIGURATIONS.get(args.depth, (None, None))
-    bottleneck = block is models.resnet.Bottleneck  # in ResNet-50, 101 and 152
-    args.optimizer = args.optimizer or ("adam" if bottleneck else "sgd")
-    recipe = {"sgd": SGD_BOTTLENECK if bottleneck else SGD_BASIC, "adam": ADAM, "adamw": ADAMW}[args.optimizer]
-    if args.optimizer == "sgd":
-        recipe = {**recipe, "lr": recipe["lr"] * min(args.batch_size / 128, 4)}
-    # Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the first
-    # gradient of ResNet-101 has norm 6 so, and 620 otherwise. The others learn faster without it: six epochs of
-    # ResNet-20 give 81.12 % (with it 78.10), two of ResNet-18 on 16x16 images 66.29 % (62.96).
-    deep = args.depth not in (18, 20, 32, 44, 56)
-    for name, value in {**recipe, "zero_init_last": deep}.items():
+    for name, value in recipe(args.depth, args.batch_size, args.optimizer).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[str, Any]:
+    """The settings that nobody has chosen: `optimizer`, unless it is given, and what goes with it and the network."""
+    block, _ = models.resnet.CONFIGURATIONS.get(depth, (None, None))
+    bottleneck = block is models.resnet.Bottleneck  # in ResNet-50, 101 and 152
+    optimizer = optimizer or ("adam" if bottleneck else "sgd")
+    settings = {"sgd": SGD_BOTTLENECK if bottleneck else SGD_BASIC, "adam": ADAM, "adamw": ADAMW}[optimizer]
+    if optimizer == "sgd":
+        settings = {**settings, "lr": settings["lr"] * min(batch_size / 128, 4)}
+    # Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the first
+    # gradient of ResNet-101 has norm 6 so, and 620 otherwise. ResNet-20 learns faster without it, 81.12 % in six epochs
+    # (with it 78.10), and ResNet-18 on 16x16 images, 66.29 % in two (62.96). ResNet-32, 44 and 56 follow ResNet-20.
+    deep = depth not in (18, 20, 32, 44, 56)
+    return {"optimizer": optimizer, **settings, "zero_init_last": deep}
 
 
 def dry_run(args: Namespace) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 import textwrap
 from pathlib import Path
 
@@ -68,3 +70,40 @@ def test_what_the_chapter_on_training_says_of_runs_is_in_their_logs():
         in text
     )
     assert short.accuracy > max(run[16]["test_accuracy"] for run in runs)
+
+
+def test_what_the_chapter_on_training_says_of_pytorch_and_of_the_recipe_is_in_the_results():
+    text = " ".join((DOCS / "training.md").read_text().split())
+    sgd, adam = (
+        json.loads((DOCS / "results" / "pytorch" / f"resnet101-{name}" / "losses.json").read_text())["losses"]
+        for name in ("sgd", "adam")
+    )
+    libraries = ("minires", "PyTorch")
+    peaks = [max(sgd[name]) for name in libraries]
+    assert [sgd[name].index(peak) + 1 for name, peak in zip(libraries, peaks)] == [30, 30]
+    assert "both climb, to {:.1f} here and to {:.1f} there at step 30".format(*peaks) in text
+    ends = [f"{statistics.fmean(losses[name][-10:]):.2f}" for losses in (sgd, adam) for name in libraries]
+    assert ends[0] == ends[1]
+    assert f"both end at {ends[0]} (mean of the last ten of {len(sgd['minires'])} steps)" in text
+    assert f"By Adam both fall, to {ends[2]} and {ends[3]}." in text
+
+    rows = {path.name: compare.read_run(path) for path in (DOCS / "results" / "ablation").iterdir() if path.is_dir()}
+    seeds = [rows[name].accuracy for name in ("baseline", "baseline-seed1", "baseline-seed2")]
+    assert f"Three seeds of the baseline are {100 * (max(seeds) - min(seeds)):.1f} points apart" in text
+    cost = {name: 100 * (statistics.fmean(seeds) - run.accuracy) for name, run in rows.items()}
+    assert max(abs(cost[name]) for name in ("smoothing", "batch-64", "no-augmentation")) < 0.4
+    assert f"A constant rate of 0.05 costs {cost['constant']:.0f} points." in text
+    assert f"{cost['adam-one-cycle']:.0f}" == f"{cost['constant']:.0f}"
+    assert f"without one it costs {cost['adam']:.0f}." in text
+    assert f"Blocks that begin as their shortcuts cost {cost['zero-init-last']:.0f}" in text
+    assert f"Flips without crops gain {-cost['flips-only']:.1f} points." in text
+    losses = [
+        (f"{rows[name].records[-1]['loss']:.2f}", f"{rows[name].records[-1]['test_loss']:.2f}")
+        for name in ("baseline", "flips-only", "no-augmentation")
+    ]
+    assert (
+        "are the same, {} and {}. With flips alone they are {} and {}, and with neither {} and {},".format(
+            *(loss for pair in losses for loss in pair)
+        )
+        in text
+    )

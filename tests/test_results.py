@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,23 @@ def test_a_published_run_is_complete(path):
             assert (path / picture).read_bytes().startswith(b"\x89PNG")
     assert not list(path.glob("*.safetensors"))
     assert all(file.stat().st_size < 1 << 20 for file in path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RUNS if path.parent.name in ("trained", "ablation")],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_the_command_of_a_published_run_still_means_its_settings(path, tmp_path, monkeypatch):
+    """Whatever the defaults have become: those of the trained runs are spelt out, the ablation's may not change."""
+    settings = compare.read_run(path).settings
+    command = make_readme.command(settings) if path.parent.name == "trained" else settings["commands"][0]
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+    monkeypatch.chdir(tmp_path)  # where no run is in the way
+    args = make_readme.train_cifar.read_arguments(make_readme.train_cifar.make_parser())
+    names = ("depth", "stem", "train_size", "image_size", "epochs", "batch_size", "optimizer", "lr", "schedule",
+             "weight_decay", "label_smoothing", "zero_init_last", "augmentation", "seed")  # fmt: skip
+    assert {name: getattr(args, name) for name in names} == {name: settings[name] for name in names}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -17,12 +17,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
 import ablation  # noqa: E402  (examples/ablation.py)
 import compare_torch  # noqa: E402
+import train_cifar  # noqa: E402
 
 from minires import models  # noqa: E402
 from minires.train import compare  # noqa: E402
@@ -31,12 +33,12 @@ HEAD = """\
 # Results
 
 Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
-its command beside it. An accuracy is that of the last epoch, on all 10,000 test images, never the best of several
-epochs. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
+its command beside it. Where a default has changed since, the value that was used stands at the end of the command.
+An accuracy is that of the last epoch, never the best of several, and on all 10,000 test images unless another number is
+given. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
 to be compared with numbers measured on those. Times are of training alone, on a machine shared with other work, often
 with a second run beside; N threads mean `MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed
-it in its config.json. Defaults have changed since some of these runs: the table and config.json say what was used;
-"zero-init" is `--zero-init-last`. `minires report` shows any of these folders side by side.
+it in its config.json. "zero-init" is `--zero-init-last`. `minires report` shows any of these folders side by side.
 """
 
 
@@ -85,11 +87,24 @@ def trained() -> list[str]:
                 seconds_an_epoch(run),
                 machine(run),
             ])  # fmt: skip
-            commands.append(s["commands"][0])
+            commands.append(command(s))
         accuracy = compare.mean_and_std(group)
         if accuracy:
             rows.append([f"mean ± std of {len(group)} seeds", *[""] * 5, f"**{accuracy}**", "", "", ""])
     return ["## Trained networks\n", compare.as_markdown(rows), "", *code(commands)]
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The one that began a run, with what was the default then and is not now."""
+    text = settings["commands"][0]
+    optimizer = settings["optimizer"] if "--optimizer" in text else None
+    now = train_cifar.recipe(settings["depth"], settings["batch_size"], optimizer)
+    for name in now:
+        option, value = name.replace("_", "-"), settings[name]
+        if value != now[name] and option not in text:
+            text += f" --{'no-' if value is False else ''}{option}"
+            text += "" if isinstance(value, bool) else f" {value}"
+    return text
 
 
 def finished(run: compare.Run) -> bool:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from minires.data import DataError
 from minires.device import cuda
+from minires.models import resnet_cifar
 from minires.train.checkpoint import CheckpointError
 from minires.train.compare import RunError
 from minires.train.loop import TrainingError
@@ -100,3 +101,9 @@ def choose_device(parser: Parser, wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if cuda.is_available() else "cpu"
     return wanted
+
+
+def check_stem(parser: Parser, depth: int, stem: str) -> None:
+    """Refuse another stem for a network that has its own."""
+    if stem == "imagenet" and depth in resnet_cifar.DEPTHS:
+        parser.error(f"argument --stem: ResNet-{depth} has a stem of its own; 'imagenet' is for depths 18 to 152")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 
 from minires import data
 
-pytest.importorskip("torch", reason="PyTorch is not installed (optional: pip install torch)")
-pytestmark = pytest.mark.torch
-SCRIPT = Path(__file__).parents[2] / "examples" / "compare_torch.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "compare_torch.py"
+PUBLISHED = ROOT / "docs" / "results" / "pytorch" / "resnet101-sgd"
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "network",
     ["--depth 20 --optimizer sgd", "--depth 20 --optimizer adam", "--depth 50 --stem imagenet --zero-init-last"],
@@ -37,8 +39,32 @@ def test_the_losses_agree(tmp_path, network):
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
+def run(*options):
+    return subprocess.run([sys.executable, *map(str, (SCRIPT, *options))], capture_output=True, text=True, timeout=60)
+
+
 def test_a_stem_that_the_network_does_not_have(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--stem", "imagenet", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = run("--stem", "imagenet", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "argument --stem: ResNet-20 has a stem of its own" in done.stderr
+
+
+def test_the_picture_is_drawn_again_without_pytorch(tmp_path):
+    shutil.copy(PUBLISHED / "losses.json", tmp_path)
+    done = run("--draw", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "minires and PyTorch: losses at most 0.0001 apart for 5 steps" in done.stdout
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "change", [{"command": None}, {"command": 5}, {"lr": "high"}, {"losses": {}}, {"dataset": None}]
+)
+def test_a_record_that_is_broken(tmp_path, change):
+    record = {**json.loads((PUBLISHED / "losses.json").read_text()), **change}
+    record = {name: value for name, value in record.items() if value is not None}
+    (tmp_path / "losses.json").write_text(json.dumps(record))
+    done = run("--draw", tmp_path)
+    assert done.returncode == 2
+    assert "losses.json: not a comparison (" in done.stderr
+    assert done.stderr.count("\n") == 1
