@@ -248,15 +248,20 @@ def draw(record: dict[str, Any], path: Path) -> None:
     window = max(len(record["losses"]["minires"]) // 40, 1)
     for name, values in record["losses"].items():
         smooth = np.convolve(values, np.full(window, 1 / window), "valid")
-        style = {"linestyle": "--" if name == "PyTorch" else "-", "linewidth": 3 if name == "minires" else 1.5}
+        # Where they coincide all three can be seen: a broad line, a thinner one upon it, and a thin one of dashes.
+        style = {
+            "minires": {"linewidth": 5, "alpha": 0.5},
+            "PyTorch, nudged": {"linewidth": 2},
+            "PyTorch": {"linewidth": 1.5, "linestyle": "--", "zorder": 3},
+        }[name]
         steps = np.arange(window, len(values) + 1)
         left.plot(steps, smooth, color=colours[name], label=name, **style)
     left.set(xlabel="step", ylabel=f"training loss, mean of {window} steps", ylim=(0, None), xlim=(0, None))
     for (names, difference), colour in zip(differences(record).items(), ("tab:blue", "tab:gray")):
         steps = np.arange(1, len(difference) + 1)
-        right.loglog(steps, np.maximum(difference, 1e-8), color=colour, label=names, linewidth=1)
+        right.loglog(steps, np.maximum(difference, 1e-8), color=colour, label=names, linewidth=1, alpha=0.7)
     right.axhline(CLOSE, color="black", linewidth=0.8, linestyle=":")
-    right.set(xlabel="step (logarithmic)", ylabel="difference of the two losses", xlim=(1, None))
+    right.set(xlabel="step (logarithmic)", ylabel="difference of the two losses (0 drawn as 1e-8)", xlim=(1, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -140,6 +140,7 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
     except OSError as error:
         raise compare.RunError(f"{error.filename}: {error.strerror}") from error
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
+    about["fingerprint"] = identity["fingerprint of the training images"]
     folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
     say(f"{network} on {dataset.name}, {sum(p.size for p in model.parameters()):,} parameters, on {args.device}")
 
@@ -274,7 +275,7 @@ def gradient_norms(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Fig
     for axes, index in zip(panels, moments):
         for run, measured in zip(runs, layers):
             norms = measured["probes"][index]["gradient_norm"]
-            axes.semilogy(range(1, len(norms) + 1), norms, marker=".", label=run.network, **style_of(run))
+            axes.semilogy(range(1, len(norms) + 1), norms, label=run.network, **style_of(run))
         title = ("before training", "after 1 epoch", f"after {probes[index]['epoch']} epochs")[min(index, 2)]
         axes.set(xlabel="layer, 1 sees the image", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -295,7 +296,7 @@ def responses(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Figure:
         spread = measured["probes"][-1]["response_std"]
         left.plot(range(1, len(spread) + 1), spread, label=run.network, **style_of(run))
         right.plot(range(1, len(spread) + 1), sorted(spread, reverse=True), **style_of(run))
-    left.set(xlabel="layer, 1 sees the image", ylabel="standard deviation", title="in their order", ylim=(0, None))
+    left.set(xlabel="layer, 1 sees the image", ylabel="standard deviation (axis not from 0)", title="in their order")
     right.set(xlabel="layer, by its standard deviation", title="sorted")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)

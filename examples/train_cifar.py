@@ -1,7 +1,7 @@
 """Train a ResNet on CIFAR-10, on CIFAR-100, or on the drawn Shapes-10. From first line to last, this is the whole job.
 
     python examples/train_cifar.py                          # ResNet-20, 30 epochs, on a GPU if there is one
-    python examples/train_cifar.py --depth 101 --stem imagenet --epochs 1    # ten minutes or so on a CPU
+    python examples/train_cifar.py --depth 101 --stem imagenet --epochs 1    # ten minutes on two cores
     python examples/train_cifar.py --data shapes --epochs 5
     python examples/train_cifar.py --depth 101 --dry-run    # only say how much memory and work it would be
 
@@ -70,7 +70,7 @@ def main() -> int:
     device = cli.choose_device(parser, args.device)
     mr.kernels.use(args.kernels)
     by_cuda_kernels = mr.kernels.in_use(device) == "cuda"
-    args.precision = args.precision or ("tf32" if by_cuda_kernels else "fp32")
+    args.precision = args.precision or ((args.saved_precision or "tf32") if by_cuda_kernels else "fp32")
     if args.precision != "fp32" and not by_cuda_kernels:
         parser.error(
             f"argument --precision: {args.precision} is for the CUDA kernels, in use are the "
@@ -149,6 +149,7 @@ def main() -> int:
     except OSError as error:
         parser.error(f"argument --out: {error.filename}: {error.strerror}")
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
+    about["fingerprint"] = identity["fingerprint of the training images"]
     commands = train.RunFolder(args.resume.parent).commands() if args.resume else []  # of the sessions before
     folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
     folder.write_log(training.history)
@@ -157,7 +158,7 @@ def main() -> int:
         say(f"resuming after step {training.step}" + "".join(f"; changed: {change}" for change in changed))
 
     # 6. The loop: minires/train/loop.py.
-    advice = partial(speed_advice, args) if device == "cpu" else None
+    advice = partial(speed_advice, args, args.epochs - training.epoch) if device == "cpu" else None
     with train.Stop(args.max_minutes, args.steps) as stop:
         try:
             evaluation = train.fit(
@@ -220,7 +221,7 @@ def make_parser() -> cli.Parser:
     add("--out", help="folder of the run (default: runs/resnetDEPTH, numbered)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
-        "--resume", nargs="?", const=True, metavar="PATH", help="continue a run (default: --out, or the last)"
+        "--resume", nargs="?", const=True, metavar="PATH", help="continue a run (default: --out, or --depth's last)"
     )
     mode.add_argument("--eval-only", metavar="PATH", help="evaluate the weights of a run, or in a file")
     mode.add_argument("--dry-run", action="store_true", help="say how much memory and work a step is; no training")
@@ -230,6 +231,7 @@ def make_parser() -> cli.Parser:
 def read_arguments(parser: cli.Parser) -> Namespace:
     """The arguments, completed with the settings of the run that is resumed or evaluated, and with the recipe."""
     args = parser.parse_args()
+    precision, saved = args.precision, {}
     if args.resume or args.eval_only:
         if args.resume is True:
             args.resume = args.out or train.latest_run(f"runs/resnet{args.depth}").path
@@ -242,6 +244,7 @@ def read_arguments(parser: cli.Parser) -> Namespace:
         args = parser.parse_args()  # again: what the command line says goes before what was saved
         args.resume, args.eval_only = resume, weights
         args.out = args.out or (resume and resume.parent)
+    args.precision, args.saved_precision = precision, saved.get("precision")  # what a GPU did, a CPU need not
 
     cli.check_stem(parser, args.depth, args.stem)
     folder = train.RunFolder(args.out or "")
@@ -275,6 +278,7 @@ def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[st
 def dry_run(args: Namespace) -> int:
     """Print what a training step costs: no data, no training."""
     size = args.image_size or 32
+    mr.kernels.use_precision(args.precision or "tf32")  # bf16 halves what a GPU needs
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
     slots = 1 if args.optimizer == "sgd" else 2
@@ -291,8 +295,8 @@ def dry_run(args: Namespace) -> int:
     return 0
 
 
-def speed_advice(args: Namespace, seconds: float) -> str:
-    """What to say on a machine without a GPU once it is known how many seconds an epoch takes."""
+def speed_advice(args: Namespace, epochs: int, seconds: float) -> str:
+    """What to say on a machine without a GPU once it is known how many seconds an epoch takes; `epochs` are left."""
     cheaper = {
         "--stem imagenet (15 times less work)": args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar",
         "--depth 20": args.depth != 20,
@@ -301,8 +305,10 @@ def speed_advice(args: Namespace, seconds: float) -> str:
         "--max-minutes 10": args.max_minutes is None or args.max_minutes > 10,
     }
     text = f"without a GPU an epoch takes about {format_seconds(seconds)}"
-    if args.epochs > 1:
-        text += f", {args.epochs} of them {format_seconds(args.epochs * seconds)}"
+    if epochs > 1:
+        text += f", {epochs} of them {format_seconds(epochs * seconds)}"
+    if args.resume:
+        return text  # what would be cheaper is another run
     if any(cheaper.values()):
         text += f"; cheaper: {', '.join(option for option, is_cheaper in cheaper.items() if is_cheaper)}"
     if args.max_minutes and 60 * args.max_minutes < args.epochs * seconds and not args.steps:

@@ -1,4 +1,4 @@
-"""Writes README.md in this folder, from the files beside it. Nothing in that table is typed by hand.
+"""Writes README.md in this folder, from the files beside it. No number in its tables is typed by hand.
 
     python docs/results/make_readme.py              # after a run's folder was copied here
     python docs/results/make_readme.py --check      # exit status 1 if README.md says anything else; a test does this
@@ -13,6 +13,7 @@ cpu/          of examples/benchmark.py, cpu_ladder.py and cpu_details.py; make_t
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -35,10 +36,11 @@ HEAD = """\
 Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
 its command beside it. Where a default has changed since, the value that was used stands at the end of the command.
 An accuracy is that of the last epoch, never the best of several, and on all 10,000 test images unless another number is
-given. "CIFAR-10 (JPEG)" is CIFAR-10 from JPEG-compressed images (quality 75): harder than the original files, and not
-to be compared with numbers measured on those. Times are of training alone, on a machine shared with other work, often
-with a second run beside; N threads mean `MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed
-it in its config.json. "zero-init" is `--zero-init-last`. `minires report` shows any of these folders side by side.
+given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 75, and read back. The commands download
+the original files where there is no data yet; on those the numbers will be others, probably higher: JPEG loses detail.
+Times are of training alone, on a machine shared with other work, often with a second run beside; N threads mean
+`MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed it in its config.json. "zero-init" is
+`--zero-init-last`. `minires report` shows any of these folders side by side.
 """
 
 
@@ -97,11 +99,12 @@ def trained() -> list[str]:
 def command(settings: dict[str, Any]) -> str:
     """The one that began a run, with what was the default then and is not now."""
     text = settings["commands"][0]
-    optimizer = settings["optimizer"] if "--optimizer" in text else None
+    given = shlex.split(text)
+    optimizer = settings["optimizer"] if "--optimizer" in given else None
     now = train_cifar.recipe(settings["depth"], settings["batch_size"], optimizer)
     for name in now:
         option, value = name.replace("_", "-"), settings[name]
-        if value != now[name] and option not in text:
+        if value != now[name] and not {f"--{option}", f"--no-{option}"} & set(given):
             text += f" --{'no-' if value is False else ''}{option}"
             text += "" if isinstance(value, bool) else f" {value}"
     return text
@@ -213,7 +216,7 @@ def not_run() -> list[str]:
         lines.append("- anything on a GPU")
     if all(run.settings["dataset"] != "CIFAR-10" for run in runs):
         lines.append("- anything on the original CIFAR-10 files")
-    return ["## Not trained yet\n", "On whole images:\n", *lines, ""]
+    return ["## Not trained yet\n", "By `examples/train_cifar.py`, to the end of a run, on whole images:\n", *lines, ""]
 
 
 def code(lines: Sequence[str]) -> list[str]:

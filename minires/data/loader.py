@@ -87,7 +87,9 @@ class Loader:
         return max(1, n // self.batch_size) if self.train else -(-n // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
-        """The batches of an epoch (0, 1, 2, ...), from batch `start` on."""
+        """The batches of an epoch (0, 1, 2, ...), from batch `start` on: none if `start` is `len(self)`."""
+        if start >= len(self):  # a run was interrupted between an epoch's last step and the next epoch
+            return
         order = self._order(epoch)
         if self._made_by_kernel:
             # What is random about the whole epoch goes to the GPU at once: 16 bytes an image, and no copy in a step.

@@ -31,11 +31,14 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.state, self.weights, self.config = self.path / STATE, self.path / WEIGHTS, self.path / "config.json"
+        self.log, self.results = self.path / "log.jsonl", self.path / "results.json"
 
     @property
     def is_used(self) -> bool:
-        """Whether a run has been saved here."""
-        return self.state.exists() or self.weights.exists()
+        """Whether a run has been saved here, or what is left of one whose large files were deleted."""
+        if any(path.exists() for path in (self.state, self.weights, self.results)):
+            return True
+        return self.log.exists() and self.log.stat().st_size > 0  # it is empty until the first epoch has been saved
 
     def prepare(self, state_bytes: int = 0, weights_bytes: int = 0) -> None:
         """Make the folder, and make sure, before hours of training, that it can be written to.
@@ -64,7 +67,7 @@ class RunFolder:
     def write_log(self, records: list[dict[str, Any]]) -> None:
         """Write log.jsonl anew: a log that was only added to would, after a resume, tell some epochs twice."""
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        checkpoint.write_atomically(self.path / "log.jsonl", lines.encode())
+        checkpoint.write_atomically(self.log, lines.encode())
 
     def commands(self) -> list[str]:
         """The commands that trained here so far, as config.json has them; none if there is no such file."""

@@ -71,10 +71,18 @@ def test_every_batch_is_a_pure_function_of_seed_epoch_and_index(n, batch_size, t
     collect(second.epoch(epoch + 1))
     assert same(collect([second.batch(epoch, index)]), batches[index : index + 1])
     assert same(collect(second.epoch(epoch, start=index)), batches[index:])
+    assert collect(second.epoch(epoch, start=len(first))) == []
     # What an epoch consists of: everything once, or all but the rest of at most batch_size - 1.
     seen = np.concatenate([y for _, y in batches]).tolist()
     assert len(seen) == len(set(seen))
     assert len(seen) == (n // batch_size * batch_size if train and n >= batch_size else n)
+
+
+def test_nothing_is_left_where_batches_are_made_by_a_kernel(monkeypatch):
+    """On a GPU they come another way, and a run may be resumed just after the last batch of an epoch."""
+    batches = loader(16, 4, train=True)
+    monkeypatch.setattr(Loader, "_made_by_kernel", True)
+    assert list(batches.epoch(0, start=4)) == []
 
 
 def test_epochs_and_seeds_differ():

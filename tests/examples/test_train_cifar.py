@@ -137,25 +137,33 @@ def test_initialisation_and_augmentation_can_be_chosen_and_are_kept(run, tmp_pat
 def test_what_would_be_cheaper_is_something_that_the_run_is_not(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     advice = importlib.import_module("train_cifar").speed_advice
-    args = Namespace(depth=101, stem="cifar", train_size=None, epochs=30, max_minutes=None, steps=None)
+    args = Namespace(depth=101, stem="cifar", train_size=None, epochs=30, max_minutes=None, steps=None, resume=None)
     rest = "--train-size 5000, --epochs 5, --max-minutes 10"
-    assert advice(args, 9000.0).endswith(f"cheaper: --stem imagenet (15 times less work), --depth 20, {rest}")
+    assert advice(args, 30, 9000.0).endswith(f"cheaper: --stem imagenet (15 times less work), --depth 20, {rest}")
     args.stem = "imagenet"
-    assert advice(args, 600.0).endswith(f"takes about 10 min, 30 of them 5.0 h; cheaper: --depth 20, {rest}")
+    assert advice(args, 30, 600.0).endswith(f"takes about 10 min, 30 of them 5.0 h; cheaper: --depth 20, {rest}")
     args.epochs = 1
-    assert advice(args, 600.0).endswith("takes about 10 min; cheaper: --depth 20, --train-size 5000, --max-minutes 10")
+    assert advice(args, 1, 600.0).endswith(
+        "takes about 10 min; cheaper: --depth 20, --train-size 5000, --max-minutes 10"
+    )
     args.depth, args.train_size, args.max_minutes = 20, 5000, 10
-    assert advice(args, 30.0) == "without a GPU an epoch takes about 30 s"
+    assert advice(args, 1, 30.0) == "without a GPU an epoch takes about 30 s"
     args.epochs = 30
-    assert "after about 6 of 30 epochs, in the middle of its learning-rate schedule" in advice(args, 100.0)
+    assert "after about 6 of 30 epochs, in the middle of its learning-rate schedule" in advice(args, 30, 100.0)
+    args.resume = "runs/resnet20"  # with 7 epochs left; its depth, and what else would be cheaper, is settled
+    assert advice(args, 7, 100.0) == "without a GPU an epoch takes about 100 s, 7 of them 12 min"
 
 
 def test_dry_run_needs_no_data_and_writes_nothing(run, tmp_path):
-    process = run("--depth", 101, "--dry-run", "--batch-size", 16, "--data-dir", "nowhere")
+    process = run("--depth", 101, "--dry-run", "--batch-size", 64, "--data-dir", "nowhere")
     assert process.returncode == 0, process.stderr
     assert "42,512,970" in process.stdout
     assert "2,509,983,744" in process.stdout
     assert "GiB for a training step" in process.stdout
+    half = run("--depth", 101, "--dry-run", "--batch-size", 64, "--precision", "bf16")
+    assert half.returncode == 0, half.stderr
+    gib = [float(re.search(r"(\S+) GiB for a training step on a GPU", each.stdout)[1]) for each in (process, half)]
+    assert 0.45 < gib[1] / gib[0] < 0.7
     assert os.listdir(tmp_path) == []
 
 
@@ -210,7 +218,25 @@ def test_a_run_is_never_overwritten(run, tmp_path):
     assert numbered.stdout.splitlines()[-1].endswith("-> runs/resnet20-2")
     (tmp_path / "runs" / "resnet20-2" / "state.safetensors").unlink()  # the weights alone are worth keeping too
     assert "holds a run already" in one_line(run("--steps", 1, "--out", "runs/resnet20-2"))
+    (tmp_path / "runs" / "resnet20-2" / "last.safetensors").unlink()  # and so is the record of a run
+    for name in ("results.json", "log.jsonl"):
+        assert "holds a run already" in one_line(run("--steps", 1, "--out", "runs/resnet20-2"))
+        (tmp_path / "runs" / "resnet20-2" / name).unlink()
+    assert run("--steps", 1, "--out", "runs/resnet20-2").returncode == 0  # pictures and settings alone are not
     assert (tmp_path / "runs" / "resnet20" / "state.safetensors").read_bytes() == before
+
+
+def test_what_was_trained_on_a_gpu_goes_on_without(run, tmp_path):
+    assert run("--steps", 1, "--out", "a").returncode == 0
+    for name in ("last.safetensors", "state.safetensors"):
+        tensors, info = checkpoint.load(tmp_path / "a" / name)
+        checkpoint.save(tmp_path / "a" / name, tensors, {**info, "settings": {**info["settings"], "precision": "tf32"}})
+    evaluated = run("--eval-only", "a")
+    assert evaluated.returncode == 0, evaluated.stderr
+    resumed = run("--resume", "a", "--steps", 1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "changed: precision fp32, was tf32" in resumed.stdout
+    assert "tf32 is for the CUDA kernels" in one_line(run("--eval-only", "a", "--precision", "tf32"))
 
 
 # Bad input: one line, no traceback, nothing damaged ----------------------------------------------------------

@@ -242,7 +242,7 @@ def test_batches_are_those_of_the_cpu_bit_for_bit(cupy, augment, padding):
     options |= {"augment": augment, "padding": padding}
     cpu = data.Loader(images, labels, 16, **options)
     cuda = data.Loader(images, labels, 16, device="cuda", **options)
-    for epoch, start in ((0, 0), (1, 1)):
+    for epoch, start in ((0, 0), (1, 1), (1, len(cpu))):
         for (x, y), (x2, y2) in zip(cpu.epoch(epoch, start), cuda.epoch(epoch, start), strict=True):
             np.testing.assert_array_equal(x2.get(), x)
             np.testing.assert_array_equal(y2.get(), y)
