@@ -154,7 +154,7 @@ def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
 def test_what_the_chapter_says_of_the_layers_is_what_was_measured():
     chapter = " ".join((DOCS / "residual-learning.md").read_text().split())
     before, weak, spread = {}, {}, {}
-    for name in ("plain-56", "resnet-56"):
+    for name in ("plain-56", "resnet-56", "resnet-20"):
         probes = json.loads((RESULTS / "degradation" / name / "layers.json").read_text())["probes"]
         before[name] = probes[0]["gradient_norm"]
         spread[name] = max(probes[1]["gradient_norm"]) / min(probes[1]["gradient_norm"])
@@ -171,6 +171,8 @@ def test_what_the_chapter_says_of_the_layers_is_what_was_measured():
     second, first = weak["resnet-56"]
     assert f"({second:.2f} on average) than the first ({first:.2f})" in chapter
     assert "alike ({:.2f} and {:.2f})".format(*weak["plain-56"]) in chapter
+    assert f"here it is ResNet-20 ({weak['resnet-20'][0]:.2f}), so far" in chapter
+    assert weak["resnet-20"][0] < second
 
 
 def test_the_line_on_which_most_responses_lie_is_that_of_weight_decay():
@@ -192,6 +194,24 @@ def test_the_line_on_which_most_responses_lie_is_that_of_weight_decay():
     chapter = (DOCS / "residual-learning.md").read_text()
     assert f"at {weight:.2f}. Nobody chose that" in chapter
     assert f"these {steps:,} steps" in chapter
+
+
+def test_a_command_gets_the_options_whose_default_has_changed_and_no_others():
+    settings = {
+        "depth": 20,
+        "batch_size": 128,
+        **make_readme.train_cifar.recipe(20, 128),
+        "lr": 0.1,
+        "zero_init_last": True,
+    }
+
+    def command(options):
+        return make_readme.command({**settings, "commands": [f"python examples/train_cifar.py{options}"]})
+
+    assert command("").endswith(".py --lr 0.1 --zero-init-last")
+    assert command(" --lr 0.1").endswith(".py --lr 0.1 --zero-init-last")
+    assert command(" --out zero-init-last/lr").endswith("/lr --lr 0.1 --zero-init-last")
+    assert command(" --zero-init-last").endswith(".py --zero-init-last --lr 0.1")
 
 
 def test_the_table_of_the_ablation(tmp_path, monkeypatch):
