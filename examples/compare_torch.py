@@ -244,18 +244,16 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """The loss curves, and their differences."""
     figure = new_figure(13, 5, f"{title(record)}: the same training in both libraries")
     left, right = figure.subplots(1, 2)
-    colours = {"minires": "tab:blue", "PyTorch": "tab:orange", "PyTorch, nudged": "tab:gray"}
+    styles = {  # where they coincide all three can be seen: a broad line, a thinner one upon it, and thin dashes
+        "minires": {"color": "tab:blue", "linewidth": 5, "alpha": 0.5},
+        "PyTorch, nudged": {"color": "tab:gray", "linewidth": 2},
+        "PyTorch": {"color": "tab:orange", "linewidth": 1.5, "linestyle": "--", "zorder": 3},
+    }
     window = max(len(record["losses"]["minires"]) // 40, 1)
     for name, values in record["losses"].items():
         smooth = np.convolve(values, np.full(window, 1 / window), "valid")
-        # Where they coincide all three can be seen: a broad line, a thinner one upon it, and a thin one of dashes.
-        style = {
-            "minires": {"linewidth": 5, "alpha": 0.5},
-            "PyTorch, nudged": {"linewidth": 2},
-            "PyTorch": {"linewidth": 1.5, "linestyle": "--", "zorder": 3},
-        }[name]
         steps = np.arange(window, len(values) + 1)
-        left.plot(steps, smooth, color=colours[name], label=name, **style)
+        left.plot(steps, smooth, label=name, **styles[name])
     left.set(xlabel="step", ylabel=f"training loss, mean of {window} steps", ylim=(0, None), xlim=(0, None))
     for (names, difference), colour in zip(differences(record).items(), ("tab:blue", "tab:gray")):
         steps = np.arange(1, len(difference) + 1)

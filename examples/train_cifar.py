@@ -66,7 +66,7 @@ def main() -> int:
     parser = make_parser()
     args = read_arguments(parser)
     if args.dry_run:
-        return dry_run(args)
+        return dry_run(parser, args)
     device = cli.choose_device(parser, args.device)
     mr.kernels.use(args.kernels)
     by_cuda_kernels = mr.kernels.in_use(device) == "cuda"
@@ -78,7 +78,7 @@ def main() -> int:
         )
     if args.graph and not by_cuda_kernels:
         parser.error(f"argument --graph: is for the CUDA kernels, and the device is {device}")
-    mr.kernels.use_precision(args.precision)
+    cli.use_precision(parser, args.precision)
     mr.manual_seed(args.seed)
 
     # 1. Data: uint8 images, and batches of them: shuffled, augmented, normalised.
@@ -231,7 +231,7 @@ def make_parser() -> cli.Parser:
 def read_arguments(parser: cli.Parser) -> Namespace:
     """The arguments, completed with the settings of the run that is resumed or evaluated, and with the recipe."""
     args = parser.parse_args()
-    precision, saved = args.precision, {}
+    saved = {}
     if args.resume or args.eval_only:
         if args.resume is True:
             args.resume = args.out or train.latest_run(f"runs/resnet{args.depth}").path
@@ -240,11 +240,12 @@ def read_arguments(parser: cli.Parser) -> Namespace:
         saved = train.saved_settings(resume or weights, to_resume=bool(resume))
         if saved.get("plain"):
             parser.error(f"{resume or weights}: of a plain network, without shortcuts; this program has residual ones")
-        parser.set_defaults(**{name: value for name, value in saved.items() if name in SETTINGS})
+        kept = set(SETTINGS) - {"precision"}  # tf32 and bf16 are a GPU's, and the run may go on without one
+        parser.set_defaults(**{name: value for name, value in saved.items() if name in kept})
         args = parser.parse_args()  # again: what the command line says goes before what was saved
         args.resume, args.eval_only = resume, weights
         args.out = args.out or (resume and resume.parent)
-    args.precision, args.saved_precision = precision, saved.get("precision")  # what a GPU did, a CPU need not
+    args.saved_precision = saved.get("precision")
 
     cli.check_stem(parser, args.depth, args.stem)
     folder = train.RunFolder(args.out or "")
@@ -275,10 +276,10 @@ def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[st
     return {"optimizer": optimizer, **settings, "zero_init_last": deep}
 
 
-def dry_run(args: Namespace) -> int:
+def dry_run(parser: cli.Parser, args: Namespace) -> int:
     """Print what a training step costs: no data, no training."""
     size = args.image_size or 32
-    mr.kernels.use_precision(args.precision or "tf32")  # bf16 halves what a GPU needs
+    cli.use_precision(parser, args.precision or "tf32")  # bf16 halves what a GPU needs
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
     slots = 1 if args.optimizer == "sgd" else 2

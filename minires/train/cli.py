@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from minires import kernels
 from minires.data import DataError
 from minires.device import cuda
 from minires.models import resnet_cifar
@@ -101,6 +102,14 @@ def choose_device(parser: Parser, wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if cuda.is_available() else "cpu"
     return wanted
+
+
+def use_precision(parser: Parser, choice: str) -> None:
+    """Compute in `choice`, see `kernels.use_precision`. "bf16" without the package that it needs is an error."""
+    try:
+        kernels.use_precision(choice)
+    except RuntimeError as error:
+        parser.error(f"argument --precision: {error}")
 
 
 def check_stem(parser: Parser, depth: int, stem: str) -> None:

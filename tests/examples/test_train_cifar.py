@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from minires import data, models
-from minires.train import checkpoint
+from minires.train import checkpoint, cli
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
 
@@ -285,6 +285,15 @@ def test_no_data(run, tmp_path):
     process = run("--data", "cifar10", "--data-dir", "d")
     assert process.returncode == 2
     assert "cifar-10-batches-py" in one_line(process)
+
+
+def test_bf16_without_the_package_that_it_needs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.use_precision(cli.Parser(prog="train_cifar.py"), "bf16")
+    assert stopped.value.code == 2
+    said = "argument --precision: precision 'bf16' needs ml_dtypes; install it with: pip install ml_dtypes"
+    assert capsys.readouterr().err == f"train_cifar.py: error: {said}\n"
 
 
 def test_no_gpu(run):
