@@ -40,7 +40,8 @@ given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 7
 the original files where there is no data yet; on those the numbers will be others, probably higher: JPEG loses detail.
 Times are of training alone, on a machine shared with other work, often with a second run beside; N threads mean
 `MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed it in its config.json. "zero-init" is
-`--zero-init-last`. `minires report` shows any of these folders side by side.
+`--zero-init-last`; "no crops" is `--augmentation flip`: images are then mirrored, but not shifted. `minires report`
+shows any of these folders side by side.
 """
 
 
@@ -83,7 +84,8 @@ def trained() -> list[str]:
                 str(s["batch_size"]),
                 f"{s['optimizer']}, {s['schedule']} {s['lr']:g}, weight decay {s['weight_decay']:g}"
                 + (f", smoothing {s['label_smoothing']:g}" if s["label_smoothing"] else "")
-                + (", zero-init" if s["zero_init_last"] else ""),
+                + (", zero-init" if s["zero_init_last"] else "")
+                + {"crop-flip": "", "flip": ", no crops", "none": ", no augmentation"}[s["augmentation"]],
                 compare.percent([run.accuracy]),
                 f"{run.records[-1]['loss']:.3f}",
                 seconds_an_epoch(run),
