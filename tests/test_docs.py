@@ -107,3 +107,13 @@ def test_what_the_chapter_on_training_says_of_pytorch_and_of_the_recipe_is_in_th
         )
         in text
     )
+    flips, *crops = (
+        compare.read_run(DOCS / "results" / "trained" / f"resnet20-{name}")
+        for name in ("flips", "seed0", "seed1", "seed2")
+    )
+    losses = [f"{run.records[-1][name]:.2f}" for run in (flips, crops[0]) for name in ("loss", "test_loss")]
+    accuracies = sorted(f"{100 * run.accuracy:.2f}" for run in crops)
+    assert "flips alone end at {} and {}, with {:.2f} %".format(*losses[:2], 100 * flips.accuracy) in text
+    assert (
+        "it is {} and {}, and three seeds have {} to {} %.".format(*losses[2:], accuracies[0], accuracies[-1]) in text
+    )
