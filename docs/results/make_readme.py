@@ -39,9 +39,9 @@ An accuracy is that of the last epoch, never the best of several, and on all 10,
 given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 75, and read back. The commands download
 the original files where there is no data yet; on those the numbers will be others, probably higher: JPEG loses detail.
 Times are of training alone, on a machine shared with other work, often with a second run beside; N threads mean
-`MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed it in its config.json. "zero-init" is
-`--zero-init-last`; "no crops" is `--augmentation flip`: images are then mirrored, but not shifted. `minires report`
-shows any of these folders side by side.
+`MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed it in its config.json; its machine and
+threads are those it ended on. "zero-init" is `--zero-init-last`; "no crops" is `--augmentation flip`: images are then
+mirrored, but not shifted. `minires report` shows any of these folders side by side.
 """
 
 
