@@ -107,13 +107,37 @@ def test_what_the_chapter_on_training_says_of_pytorch_and_of_the_recipe_is_in_th
         )
         in text
     )
-    flips, *crops = (
-        compare.read_run(DOCS / "results" / "trained" / f"resnet20-{name}")
-        for name in ("flips", "seed0", "seed1", "seed2")
-    )
+
+    def trained(name):
+        return compare.read_run(DOCS / "results" / "trained" / name)
+
+    flips, crops = trained("resnet20-flips"), [trained(f"resnet20-seed{seed}") for seed in range(3)]
     losses = [f"{run.records[-1][name]:.2f}" for run in (flips, crops[0]) for name in ("loss", "test_loss")]
     accuracies = sorted(f"{100 * run.accuracy:.2f}" for run in crops)
     assert "flips alone end at {} and {}, with {:.2f} %".format(*losses[:2], 100 * flips.accuracy) in text
-    assert (
-        "it is {} and {}, and three seeds have {} to {} %.".format(*losses[2:], accuracies[0], accuracies[-1]) in text
+    last = "it is {} and {}, and three seeds have {} to {} %."
+    assert last.format(*losses[2:], accuracies[0], accuracies[-1]) in text
+    small, large = (
+        [f"{100 * trained(name).accuracy:.2f} %" for name in names]
+        for names in (("resnet18-16px-no-zero-init", "resnet18-16px-sgd"), ("resnet18-no-zero-init", "resnet18"))
     )
+    assert "16x16 images ({} without them, {} with)".format(*small) in text
+    assert "it is {} without and {} with them".format(*large) in text
+
+
+def test_what_the_readme_says_of_resnet101_is_in_the_results():
+    text = " ".join((DOCS.parent / "README.md").read_text().split())
+    short, long, wide = (
+        compare.read_run(DOCS / "results" / "trained" / f"resnet101-{name}")
+        for name in ("one-epoch", "imagenet-stem-18", "cifar-stem")
+    )
+    assert f"one epoch then gets {100 * short.accuracy:.2f} %" in text
+    assert f"and {long.settings['epochs']} get {100 * long.accuracy:.2f} %, after two and a half hours on two" in text
+    assert 19 < short.results["minutes"] < 21
+    assert 145 < long.results["minutes"] < 155
+    assert (
+        f"one epoch gets {100 * wide.accuracy:.2f} %, after {wide.results['minutes']:.0f} minutes on two cores" in text
+    )
+    assert [run.results["machine"]["threads"] for run in (short, long, wide)] == [1, 2, 2]
+    macs = [mr.summary(models.build(101, 10, stem), (32, 32, 3)).macs for stem in ("cifar", "imagenet")]
+    assert f"which is {macs[0] / macs[1]:.0f} times the work" in text

@@ -142,6 +142,12 @@ def write_run(path, accuracy, test_accuracy, **settings):
     (path / "results.json").write_text(json.dumps({"machine": machine}))
 
 
+def test_the_table_of_trained_networks_says_which_one_had_no_crops():
+    rows = {line.split("]")[0]: line for line in make_readme.trained()[1].splitlines()}
+    assert ", no crops |" in rows["| [resnet20-flips"]
+    assert "crops" not in rows["| [resnet20-seed0"]
+
+
 def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(make_readme, "HERE", tmp_path)
     write_run(tmp_path / "degradation" / "plain-20", 0.9, 0.8, plain=True)
