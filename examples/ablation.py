@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from minires import data
 from minires.train import cli, compare, say
 
 # What is added to `train_cifar.py --depth 20`, whose default is SGD with Nesterov momentum, one cycle up to 0.2, weight
@@ -61,11 +63,14 @@ def main() -> int:
     add("--draw", metavar="FOLDER", help="train nothing, show what is there")
     args = parser.parse_args()
     out = Path(args.draw or args.out)
-    for row in [] if args.draw else args.rows:
-        status = train_row(row, args, out / row)
-        if status:
-            return status
+    if not args.draw:
+        dataset = data.load(args.data, args.data_dir, log=say).name  # what "auto" comes to, before hours of training
+        for row in args.rows:
+            status = train_row(row, args, dataset, out / row)
+            if status:
+                return status
     runs = [compare.read_run(out / row) for row in ROWS if (out / row / "results.json").exists()]
+    runs = [run for run in runs if run.results]
     if not runs:
         parser.error(f"{out} holds no finished row")
     budgets = {(run.settings["dataset"], run.settings["epochs"], run.settings.get("train_size")) for run in runs}
@@ -81,13 +86,14 @@ def main() -> int:
     return 0
 
 
-def train_row(row: str, args: Namespace, folder: Path) -> int:
+def train_row(row: str, args: Namespace, dataset: str, folder: Path) -> int:
     """Train it, or what is left of it; the exit status. Raises `RunError` if the folder has one of another budget."""
     if (folder / "config.json").exists():
         saved = compare.read_json(folder / "config.json")
-        for name in ("epochs", "train_size", "test_size", *(["data"] if args.data != "auto" else [])):
-            if saved.get(name) != getattr(args, name):
-                raise compare.RunError(f"{folder}: its {name} is {saved.get(name)}, not {getattr(args, name)}")
+        budget = {"dataset": dataset, **{name: getattr(args, name) for name in ("epochs", "train_size", "test_size")}}
+        for name, value in budget.items():
+            if saved.get(name) != value:
+                raise compare.RunError(f"{folder}: its {name} is {saved.get(name)}, not {value}")
     if (folder / "results.json").exists():
         say(f"{row}: done before")
         return 0
@@ -102,10 +108,13 @@ def train_row(row: str, args: Namespace, folder: Path) -> int:
         command += ["--out", str(folder)]
     say(shlex.join(command))
     process = subprocess.Popen([sys.executable, *command[1:]])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # the child writes its checkpoint then
     try:
         return process.wait()
-    except KeyboardInterrupt:  # the child has it too, and is writing its checkpoint
+    except KeyboardInterrupt:  # the child has it too
         return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def table(runs: Sequence[compare.Run]) -> list[list[str]]:
@@ -119,7 +128,8 @@ def table(runs: Sequence[compare.Run]) -> list[list[str]]:
         if baseline and not run.name.startswith("baseline"):
             against = f"{100 * (run.accuracy - sum(baseline) / len(baseline)):+.2f}"
         losses = f"{last['loss']:.4f}", f"{last['test_loss']:.4f}"
-        names = [name for name in run.settings if name == "seed" or name not in compare.NOT_COMPARED]
+        unsaid = {*compare.NOT_COMPARED, "schedule_steps"} - {"seed"}  # the steps follow from the batch size
+        names = [name for name in run.settings if name not in unsaid]
         differs = [f"{name} {run.settings[name]}" for name in names if first and run.settings[name] != first.get(name)]
         rows.append([run.name, ", ".join(differs), *losses, compare.percent([run.accuracy]), against])
     if len(baseline) > 1:

@@ -299,7 +299,7 @@ def dry_run(parser: cli.Parser, args: Namespace) -> int:
 def speed_advice(args: Namespace, epochs: int, seconds: float) -> str:
     """What to say on a machine without a GPU once it is known how many seconds an epoch takes; `epochs` are left."""
     cheaper = {
-        "--stem imagenet (15 to 16 times less work)": args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar",
+        "--stem imagenet (1/16 the multiply-adds)": args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar",
         "--depth 20": args.depth != 20,
         "--train-size 5000": args.train_size is None or args.train_size > 5000,
         "--epochs 5": args.epochs > 5,

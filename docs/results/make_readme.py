@@ -101,12 +101,13 @@ def trained() -> list[str]:
 def command(settings: dict[str, Any]) -> str:
     """The one that began a run, with what was the default then and is not now."""
     text = settings["commands"][0]
-    given = shlex.split(text)
-    optimizer = settings["optimizer"] if "--optimizer" in given else None
-    now = train_cifar.recipe(settings["depth"], settings["batch_size"], optimizer)
+    given = {word.partition("=")[0] for word in shlex.split(text)}
+    network = settings["depth"], settings["batch_size"]
+    now = train_cifar.recipe(*network, settings["optimizer"])
+    now["optimizer"] = train_cifar.recipe(*network)["optimizer"]
     for name in now:
         option, value = name.replace("_", "-"), settings[name]
-        if value != now[name] and not {f"--{option}", f"--no-{option}"} & set(given):
+        if value != now[name] and not {f"--{option}", f"--no-{option}"} & given:
             text += f" --{'no-' if value is False else ''}{option}"
             text += "" if isinstance(value, bool) else f" {value}"
     return text

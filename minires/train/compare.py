@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Settings that do not make another experiment: where the data lies, what was asked for ("data": "auto") where `dataset`
-# says what there was, what follows from other settings, and the seed.
-NOT_COMPARED = ("seed", "data", "data_dir", "classes", "mean", "std", "commands", "schedule_steps")
+# says what there was, what follows from that, and the seed.
+NOT_COMPARED = ("seed", "data", "data_dir", "classes", "mean", "std", "fingerprint", "commands")
 NUMBERS = ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds")  # in every line of a log
 
 
@@ -39,7 +39,7 @@ class Run:
 
     settings  of config.json; device, kernels and test_images as they were, not as they were asked for
     records   the lines of log.jsonl, one per epoch, the last epoch's last
-    results   of results.json; empty for a run that has not ended
+    results   of results.json; empty for a run that has not ended, or was resumed for more epochs and goes on
     """
 
     path: Path
@@ -77,9 +77,8 @@ class Run:
 def read_run(path: str | Path) -> Run:
     """The run in the folder `path`. Raises `RunError` when there is none, or a file of it is damaged."""
     path = Path(path)
-    settings, results = read_json(path / "config.json"), {}
-    if (path / "results.json").exists():
-        results = read_json(path / "results.json")
+    settings = read_json(path / "config.json")
+    results = read_json(path / "results.json") if (path / "results.json").exists() else {}
     for name in ("depth", "epochs"):
         if not isinstance(settings.get(name), int):
             raise RunError(f"{path / 'config.json'}: not the settings of a run ({name} is {settings.get(name)!r})")
@@ -93,6 +92,8 @@ def read_run(path: str | Path) -> Run:
         raise RunError(f"{log}: not the log of a run ({error})") from error
     if not records:
         raise RunError(f"{log}: no epoch has ended yet")
+    if results.get("epochs") != records[-1]["epoch"]:
+        results = {}  # of an earlier end
     facts = {name: results[name] for name in ("device", "kernels") if name in results}
     if "test_images" in records[-1]:
         facts["test_images"] = records[-1]["test_images"]

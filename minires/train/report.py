@@ -122,9 +122,7 @@ def curves(training: Training, title: str) -> Figure:
     """Loss and accuracy over the epochs: training, every step and smoothed; test, after each epoch."""
     figure = new_figure(11, 4.4, title)
     left, right = figure.subplots(1, 2)
-    records = training.history
-    if training.record and training.record not in records:  # an epoch cut short
-        records = [*records, training.record]
+    records = training.records
     # Steps are placed by the epoch they belong to: step s of an epoch that ends at step e is at s/e of it.
     ends = [(0, 0.0)] + [(record["step"], record["epoch"]) for record in records]
     at = np.interp(np.arange(1, training.step + 1), *zip(*ends))

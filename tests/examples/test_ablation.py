@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +82,42 @@ def test_a_row_of_another_budget_is_refused(folder):
     refused = run(folder, "--rows", "baseline", "--epochs", 2)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "out/baseline: its epochs is 1, not 2" in refused.stderr
+
+
+def test_a_row_on_other_images_is_refused_before_any_is_trained(folder):
+    """As when "auto" came to Shapes-10 yesterday, without a network, and comes to CIFAR-10 today."""
+    config = folder / "out" / "baseline" / "config.json"
+    before = config.read_text()
+    config.write_text(before.replace('"Shapes-10"', '"CIFAR-10"'))
+    refused = run(folder)
+    config.write_text(before)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "out/baseline: its dataset is CIFAR-10, not Shapes-10" in refused.stderr
+
+
+def test_what_was_asked_for_by_another_name_is_the_same_data(folder):
+    config = folder / "out" / "baseline" / "config.json"
+    before = config.read_text()
+    config.write_text(before.replace('"data": "shapes"', '"data": "auto"'))
+    again = run(folder, "--rows", "baseline")
+    config.write_text(before)
+    assert again.returncode == 0, again.stderr
+    assert "done before" in again.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")
+def test_sigterm_is_passed_on_to_the_training(folder):
+    """It writes its checkpoint, and nothing goes on training behind the back of whoever stopped the experiment."""
+    small = "--data shapes --data-dir data --rows baseline --epochs 50 --device cpu --out stopped"
+    command = [sys.executable, "-u", str(EXAMPLES / "ablation.py"), *small.split()]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while "batch 1/" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "a checkpoint was written; continue with" in err
+    assert (folder / "stopped" / "baseline" / "state.safetensors").exists()
 
 
 def test_a_row_that_fails_ends_the_experiment(folder):

@@ -139,7 +139,7 @@ def test_what_would_be_cheaper_is_something_that_the_run_is_not(monkeypatch):
     advice = importlib.import_module("train_cifar").speed_advice
     args = Namespace(depth=101, stem="cifar", train_size=None, epochs=30, max_minutes=None, steps=None, resume=None)
     rest = "--train-size 5000, --epochs 5, --max-minutes 10"
-    assert advice(args, 30, 9000.0).endswith(f"cheaper: --stem imagenet (15 to 16 times less work), --depth 20, {rest}")
+    assert advice(args, 30, 9000.0).endswith(f"cheaper: --stem imagenet (1/16 the multiply-adds), --depth 20, {rest}")
     args.stem = "imagenet"
     assert advice(args, 30, 600.0).endswith(f"takes about 10 min, 30 of them 5.0 h; cheaper: --depth 20, {rest}")
     args.epochs = 1

@@ -63,15 +63,30 @@ def test_settings_of_zero_and_false_are_told_apart_from_missing_ones(tmp_path):
 
 def test_a_run_that_has_not_ended(tmp_path):
     going, ended = write_run(tmp_path / "a", [0.5], epochs=3), write_run(tmp_path / "b", [0.5])
-    (ended / "results.json").write_text(json.dumps({"device": "cuda"}))
+    (ended / "results.json").write_text(json.dumps({"device": "cuda", "epochs": 1}))
     runs = [compare.read_run(going), compare.read_run(ended)]
     assert [run.settings.get("device") for run in runs] == [None, "cuda"]
     assert [row[-5] for row in compare.table(runs)[1]] == ["done", "1 of 3", "1"]
 
 
-@pytest.mark.parametrize("changed", [{"seed": 0}, {"epochs": 2}, {"flip": True}, {"lr": [1, 2]}])
+def test_a_run_that_has_ended_and_goes_on(tmp_path):
+    """`--resume --epochs 3` of a run of one epoch: until it ends again, results.json is that of the first end."""
+    path = write_run(tmp_path / "a", [0.5, 0.6], epochs=3)
+    (path / "results.json").write_text(json.dumps({"device": "cuda", "epochs": 1, "test_accuracy": 0.5}))
+    run = compare.read_run(path)
+    assert (run.results, run.accuracy) == ({}, 0.6)
+    assert "device" not in run.settings
+
+
+def test_a_fingerprint_that_older_runs_do_not_have_makes_no_other_experiment(tmp_path):
+    paths = write_run(tmp_path / "a", [0.5]), write_run(tmp_path / "b", [0.7], seed=1, fingerprint="56bd")
+    _, rows = compare.table([compare.read_run(path) for path in paths])
+    assert rows[-1][0] == "mean ± std of 2"
+
+
+@pytest.mark.parametrize("changed", [{"seed": 0}, {"epochs": 2}, {"flip": True}, {"lr": [1, 2]}, {"schedule_steps": 9}])
 def test_what_is_no_repetition_has_no_mean(tmp_path, changed):
-    """The same seed again, a run cut short, another setting of any name."""
+    """The same seed again, a run cut short, another setting of any name, another way down of the rate (--steps)."""
     paths = write_run(tmp_path / "a", [0.5]), write_run(tmp_path / "b", [0.7], **{"seed": 1, **changed})
     _, rows = compare.table([compare.read_run(path) for path in paths])
     assert len(rows) == 3
