@@ -4,13 +4,15 @@
     python examples/compare_torch.py                 # ResNet-20, 2 epochs
     python examples/compare_torch.py --depth 101 --stem imagenet --zero-init-last --optimizer adam --epochs 1
 
-Every step is done three times: by minires, by PyTorch, and by PyTorch again with one weight of the first layer moved by
-one part in a million. The losses of the first two agree to the last digits at first. Then they part: each library
-rounds its sums in an order of its own, and training magnifies any difference, among other things because a ReLU whose
-input is rounded to the other side of zero lets a gradient through, or not. The third, PyTorch against itself, shows how
-fast. If minires took other steps than PyTorch does, the two would part at once, and their curves would stay apart.
+Every step is done three times: by minires, by PyTorch, and by PyTorch again with all weights nudged: each was exchanged
+for the float32 above or below it, as if it had been rounded otherwise. The losses of the first two agree to the last
+digits at first. Then they part: each library rounds its sums in an order of its own, and training magnifies any
+difference, among other things because a ReLU whose input is rounded to the other side of zero lets a gradient through,
+or not. The third, PyTorch against itself, shows how fast. If minires took other steps than PyTorch does, the two would
+part at once, and their curves would stay apart.
 
 Everything goes to runs/compare-torch (or --out): losses.json, and the picture losses.png. --draw FOLDER draws it again.
+Exit status: 0; 1 if a loss is not finite, with all steps before it in the folder; 2 for unusable arguments.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ import numpy as np
 import minires as mr
 import minires.functional as F
 from minires import data, models, optim
+from minires.files import atomic
 from minires.optim import schedules
 from minires.train import TrainingError, cli, new_figure, say
 from minires.train.compare import RunError
 
-NUDGE = 1e-6  # of the one weight that is moved, relative
 LIBRARIES = ("minires", "PyTorch", "PyTorch, nudged")
 CLOSE = 1e-4  # difference of two losses up to which the two runs count as the same
 
@@ -50,9 +52,12 @@ def main() -> int:
             import torch  # noqa: F401
         except ImportError:
             parser.error("PyTorch is not installed: pip install torch==2.13.0")
+        if (out / "losses.json").exists():
+            parser.error(f"argument --out: {out} holds a comparison already; name another folder")
         out.mkdir(parents=True, exist_ok=True)
         for record in compare(args):  # after each epoch
-            (out / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
+            with atomic(out / "losses.json") as file:
+                file.write((json.dumps(record, indent=1) + "\n").encode())
     report(record)
     try:
         draw(record, out / "losses.png")
@@ -91,16 +96,19 @@ def read(path: Path) -> dict[str, Any]:
     """What `compare` has made. Raises `RunError`."""
     try:
         record = json.loads(path.read_text())
-        if not all(record["test_accuracy"][name] and record["losses"][name] for name in LIBRARIES):
-            raise ValueError("no epoch has ended")
-        title(record)  # needs the rest
+        if not all(record["losses"][name] for name in LIBRARIES):
+            raise ValueError("no step was done")
+        title(record), [record["test_accuracy"][name] for name in LIBRARIES]  # the rest is there
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: not a comparison ({error})") from error
     return record
 
 
 def compare(args: Namespace) -> Iterator[dict[str, Any]]:
-    """Train all three, step by step in turn; after each epoch, what losses.json will hold."""
+    """Train all three, step by step in turn; after each epoch, what losses.json will hold.
+
+    Raises `TrainingError` where a loss is not finite, after a record of the steps before.
+    """
     import torch
 
     torch.set_num_threads(mr.info()["threads"])
@@ -119,8 +127,8 @@ def compare(args: Namespace) -> Iterator[dict[str, Any]]:
 
     model = models.build(args.depth, dataset.num_classes, args.stem, zero_init_last=args.zero_init_last)
     first_weights = model.state_dict()  # in PyTorch's names and layouts
-    nudged = {name: array.copy() for name, array in first_weights.items()}
-    nudged["conv1.weight"][0, 0, 0, 0] *= 1 + NUDGE
+    rng = np.random.default_rng(args.seed)
+    nudged = {name: nudge(w, rng) if w.ndim > 1 else w for name, w in first_weights.items()}  # not batch norm's
     trained = (
         in_minires(model, args),
         in_torch(first_weights, dataset.num_classes, args),
@@ -129,23 +137,32 @@ def compare(args: Namespace) -> Iterator[dict[str, Any]]:
     libraries = dict(zip(LIBRARIES, trained))
     losses: dict[str, list[float]] = {name: [] for name in libraries}
     accuracies: dict[str, list[float]] = {name: [] for name in libraries}
+    record = {
+        "command": shlex.join(["python", *sys.argv]),
+        "dataset": dataset.name, "depth": args.depth, "optimizer": args.optimizer, "lr": args.lr,
+        "batch_size": args.batch_size, "epochs": args.epochs, "seed": args.seed,
+        "torch": torch.__version__, "info": mr.info(), "losses": losses, "test_accuracy": accuracies,
+    }  # fmt: skip
     for epoch in range(args.epochs):
         for x, y in train_batches.epoch(epoch):
             step = len(losses["minires"])
-            for name, (train_step, _) in libraries.items():
-                losses[name].append(train_step(x, y, schedule(step)))
-                if not math.isfinite(losses[name][-1]):
-                    raise TrainingError(f"step {step + 1}: the loss of {name} is {losses[name][-1]}")
+            now = {name: train_step(x, y, schedule(step)) for name, (train_step, _) in libraries.items()}
+            said = f"step {step + 1}: " + ", ".join(f"{name} {loss:.6f}" for name, loss in now.items())
+            if not all(map(math.isfinite, now.values())):
+                yield record
+                raise TrainingError(f"a loss is not finite: {said}")
+            for name, loss in now.items():
+                losses[name].append(loss)
             if step % 50 == 0:
-                say(f"step {step + 1}: " + ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items()))
+                say(said)
         for name, (_, test_accuracy) in libraries.items():
             accuracies[name].append(test_accuracy(test_batches))
-        yield {
-            "command": shlex.join(["python", *sys.argv]),
-            "dataset": dataset.name, "depth": args.depth, "optimizer": args.optimizer, "lr": args.lr,
-            "batch_size": args.batch_size, "epochs": args.epochs, "seed": args.seed, "nudge": NUDGE,
-            "torch": torch.__version__, "info": mr.info(), "losses": losses, "test_accuracy": accuracies,
-        }  # fmt: skip
+        yield record
+
+
+def nudge(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each of them exchanged for the number next to it, above or below."""
+    return np.nextafter(weights, rng.choice(np.array([-np.inf, np.inf], weights.dtype), weights.shape))
 
 
 def in_minires(model: mr.nn.Module, args: Namespace) -> Library:
@@ -236,8 +253,9 @@ def report(record: dict[str, Any]) -> None:
     for names, steps in steps_together(record).items():
         say(f"{names}: losses at most {CLOSE:g} apart for {steps} steps")
     for name, values in record["losses"].items():
-        loss, accuracy = np.mean(values[-tail(record) :]), 100 * record["test_accuracy"][name][-1]
-        say(f"{name}: loss {loss:.4f} (mean of the last {tail(record)} steps), test accuracy {accuracy:.2f} %")
+        text = f"{name}: loss {np.mean(values[-tail(record) :]):.4f} (mean of the last {tail(record)} steps)"
+        accuracies = record["test_accuracy"][name]  # after each epoch
+        say(text + (f", test accuracy {100 * accuracies[-1]:.2f} %" if accuracies else ""))
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

@@ -177,8 +177,8 @@ def torch() -> list[str]:
         epochs = f"{record['epochs']} epoch{'s' if record['epochs'] > 1 else ''}"
         lines.append(
             f"{compare_torch.title(record)}, {epochs}, PyTorch {record['torch']}. The two losses differ by at most "
-            f"{compare_torch.CLOSE:g} for the first {ours} steps, those of PyTorch and of PyTorch with one weight "
-            f"moved by {record['nudge']:g} of itself for the first {theirs}.\n"
+            f"{compare_torch.CLOSE:g} for the first {ours} steps, those of PyTorch and of PyTorch with every weight "
+            f"moved to the next float32 for the first {theirs}.\n"
         )
         some = compare_torch.arguments(record).test_size
         accuracy = f"test accuracy, {some:,} images" if some else "test accuracy"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minires import data
@@ -15,32 +17,77 @@ from minires import data
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "compare_torch.py"
 PUBLISHED = ROOT / "docs" / "results" / "pytorch" / "resnet101-sgd"
+sys.path.insert(0, str(ROOT / "examples"))
+compare_torch = importlib.import_module("compare_torch")
+
+
+def run(*options):
+    return subprocess.run([sys.executable, *map(str, (SCRIPT, *options))], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def three_steps(tmp_path):
+    """A function that trains for three steps, with further options; the process."""
+    data.shapes10(tmp_path)
+    return lambda *options: run(
+        "--data", "shapes", "--data-dir", tmp_path, "--train-size", 48, "--test-size", 32, "--batch-size", 16,
+        "--epochs", 1, *options,
+    )  # fmt: skip
+
+
+def losses(folder):
+    return json.loads((folder / "losses.json").read_text())["losses"]
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "network",
-    ["--depth 20 --optimizer sgd", "--depth 20 --optimizer adam", "--depth 50 --stem imagenet --zero-init-last"],
+    ("network", "lr"),
+    [
+        ("--depth 20 --optimizer sgd", 1e-2),
+        ("--depth 20 --optimizer adam", 1e-3),
+        ("--depth 50 --stem imagenet --zero-init-last", 1e-2),
+    ],
 )
-def test_the_losses_agree(tmp_path, network):
-    data.shapes10(tmp_path)
-    command = [
-        sys.executable, SCRIPT, "--data", "shapes", "--data-dir", tmp_path, "--train-size", 48, "--batch-size", 16,
-        "--test-size", 32, "--epochs", 1, "--lr", 1e-3, *network.split(), "--out", tmp_path / "out",
-    ]  # fmt: skip
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "out" / "losses.json").read_text())
-    losses = record["losses"]
-    assert [len(values) for values in losses.values()] == [3, 3, 3]
-    assert losses["minires"] == pytest.approx(losses["PyTorch"], abs=1e-3)
-    assert losses["minires"][0] == pytest.approx(losses["PyTorch"][0], abs=1e-5)
-    assert max(losses["minires"]) - min(losses["minires"]) > 5e-3  # there is something to agree on
+def test_the_losses_agree(three_steps, tmp_path, network, lr):
+    """And differ from those of a network that does not learn by the same amounts, which the optimiser decides."""
+    for folder, rate in (("out", lr), ("still", 1e-12)):
+        done = three_steps(*network.split(), "--lr", rate, "--out", tmp_path / folder)
+        assert done.returncode == 0, done.stderr
+    learned, still = losses(tmp_path / "out"), losses(tmp_path / "still")
+    assert [len(values) for values in learned.values()] == [3, 3, 3]
+    assert learned["minires"][0] == pytest.approx(learned["PyTorch"][0], abs=1e-5)
+    for step in (1, 2):
+        moved = [learned[library][step] - still[library][step] for library in ("minires", "PyTorch")]
+        assert abs(moved[1]) > 5e-3
+        assert moved[0] == pytest.approx(moved[1], rel=0.02)  # without momentum it is half of it
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
-def run(*options):
-    return subprocess.run([sys.executable, *map(str, (SCRIPT, *options))], capture_output=True, text=True, timeout=60)
+@pytest.mark.torch
+def test_a_training_that_diverges(three_steps, tmp_path):
+    """The error names all three losses; the steps before remain, and can be drawn."""
+    done = three_steps("--lr", 1e30, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "error: a loss is not finite: step 2: minires nan, PyTorch nan, PyTorch, nudged nan" in last
+    assert [len(values) for values in losses(tmp_path / "out").values()] == [1, 1, 1]
+    assert run("--draw", tmp_path / "out").returncode == 0
+
+
+@pytest.mark.torch
+def test_a_folder_that_holds_a_comparison(three_steps, tmp_path):
+    (tmp_path / "losses.json").write_text("{}")
+    done = three_steps("--out", tmp_path)
+    assert done.returncode == 2
+    assert f"argument --out: {tmp_path} holds a comparison already" in done.stderr
+    assert (tmp_path / "losses.json").read_text() == "{}"
+
+
+def test_the_nudge_moves_every_number_to_the_next():
+    before = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    after = compare_torch.nudge(before, np.random.default_rng(0))
+    assert after.dtype == np.float32
+    assert set(after.view(np.int32).ravel() - before.view(np.int32).ravel()) == {-1, 1}
 
 
 def test_a_stem_that_the_network_does_not_have(tmp_path):
