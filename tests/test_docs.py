@@ -132,6 +132,23 @@ def test_what_the_chapter_on_training_says_of_pytorch_and_of_the_recipe_is_in_th
     assert "it is {} without and {} with them".format(*large) in text
 
 
+def test_what_the_pages_say_of_deeper_small_networks_is_in_the_results():
+    readme, chapter = (
+        " ".join(path.read_text().split()) for path in (DOCS.parent / "README.md", DOCS / "residual-learning.md")
+    )
+    trained = DOCS / "results" / "trained"
+    middle, deep = (compare.read_run(trained / name) for name in ("resnet32", "resnet56"))
+    seeds = compare.mean_and_std([compare.read_run(trained / f"resnet20-seed{seed}") for seed in range(3)])
+    accuracy = compare.percent([middle.accuracy])
+    assert (middle.settings["epochs"], deep.settings["epochs"]) == (24, 12)
+    assert (
+        f"24 epochs of ResNet-20 give {seeds} on CIFAR-10 (JPEG) (3 seeds)<!-- end -->, and of ResNet-32 {accuracy}"
+        in readme
+    )
+    assert f"{accuracy} of the test images right (one seed), against {seeds} (three)" in chapter
+    assert f"ResNet-56 comes to {compare.percent([deep.accuracy])} in half as many" in chapter
+
+
 def test_what_the_readme_says_of_resnet101_is_in_the_results():
     text = " ".join((DOCS.parent / "README.md").read_text().split())
     short, long, wide = (
