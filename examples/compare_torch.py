@@ -96,9 +96,9 @@ def read(path: Path) -> dict[str, Any]:
     """What `compare` has made. Raises `RunError`."""
     try:
         record = json.loads(path.read_text())
-        if not all(record["losses"][name] for name in LIBRARIES):
+        if not all(record["losses"][name] and name in record["test_accuracy"] for name in LIBRARIES):
             raise ValueError("no step was done")
-        title(record), [record["test_accuracy"][name] for name in LIBRARIES]  # the rest is there
+        title(record)  # needs the rest
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: not a comparison ({error})") from error
     return record
