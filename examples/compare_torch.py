@@ -96,7 +96,8 @@ def read(path: Path) -> dict[str, Any]:
     """What `compare` has made. Raises `RunError`."""
     try:
         record = json.loads(path.read_text())
-        if not all(record["losses"][name] and name in record["test_accuracy"] for name in LIBRARIES):
+        losses, _ = (np.array([record[key][name] for name in LIBRARIES], float) for key in ("losses", "test_accuracy"))
+        if not losses.size:
             raise ValueError("no step was done")
         title(record)  # needs the rest
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

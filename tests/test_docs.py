@@ -145,7 +145,7 @@ def test_what_the_pages_say_of_deeper_small_networks_is_in_the_results():
         f"24 epochs of ResNet-20 give {seeds} on CIFAR-10 (JPEG) (3 seeds)<!-- end -->, and of ResNet-32 {accuracy}"
         in readme
     )
-    assert f"{accuracy} of the test images right (one seed), against {seeds} (three)" in chapter
+    assert f"it has {accuracy} of the test images right (one seed), against {seeds} (three)" in chapter
     assert f"ResNet-56 comes to {compare.percent([deep.accuracy])} in half as many" in chapter
 
 

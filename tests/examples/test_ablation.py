@@ -84,23 +84,26 @@ def test_a_row_of_another_budget_is_refused(folder):
     assert "out/baseline: its epochs is 1, not 2" in refused.stderr
 
 
-def test_a_row_on_other_images_is_refused_before_any_is_trained(folder):
+@pytest.fixture
+def config(folder):
+    """That of the baseline; what a test does to it is undone."""
+    path = folder / "out" / "baseline" / "config.json"
+    before = path.read_text()
+    yield path
+    path.write_text(before)
+
+
+def test_a_row_on_other_images_is_refused_before_any_is_trained(folder, config):
     """As when "auto" came to Shapes-10 yesterday, without a network, and comes to CIFAR-10 today."""
-    config = folder / "out" / "baseline" / "config.json"
-    before = config.read_text()
-    config.write_text(before.replace('"Shapes-10"', '"CIFAR-10"'))
+    config.write_text(config.read_text().replace('"Shapes-10"', '"CIFAR-10"'))
     refused = run(folder)
-    config.write_text(before)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "out/baseline: its dataset is CIFAR-10, not Shapes-10" in refused.stderr
 
 
-def test_what_was_asked_for_by_another_name_is_the_same_data(folder):
-    config = folder / "out" / "baseline" / "config.json"
-    before = config.read_text()
-    config.write_text(before.replace('"data": "shapes"', '"data": "auto"'))
+def test_what_was_asked_for_by_another_name_is_the_same_data(folder, config):
+    config.write_text(config.read_text().replace('"data": "shapes"', '"data": "auto"'))
     again = run(folder, "--rows", "baseline")
-    config.write_text(before)
     assert again.returncode == 0, again.stderr
     assert "done before" in again.stdout
 

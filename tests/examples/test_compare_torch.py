@@ -104,9 +104,18 @@ def test_the_picture_is_drawn_again_without_pytorch(tmp_path):
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
+def for_all(*values):
+    return dict(zip(compare_torch.LIBRARIES, values))
+
+
 @pytest.mark.parametrize(
-    "change", [{"command": None}, {"command": 5}, {"lr": "high"}, {"losses": {}}, {"dataset": None}]
-)
+    "change",
+    [
+        {"command": None}, {"command": 5}, {"lr": "high"}, {"losses": {}}, {"dataset": None}, {"test_accuracy": {}},
+        {"losses": for_all([], [], [])}, {"losses": for_all([2.3], [2.3, 2.2], [2.3])},
+        {"losses": for_all(["a"], ["b"], ["c"])}, {"test_accuracy": for_all(["x"], [0.1], [0.1])},
+    ],
+)  # fmt: skip
 def test_a_record_that_is_broken(tmp_path, change):
     record = {**json.loads((PUBLISHED / "losses.json").read_text()), **change}
     record = {name: value for name, value in record.items() if value is not None}
