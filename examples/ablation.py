@@ -80,7 +80,7 @@ def main() -> int:
     try:
         draw(runs, out / "ablation.png")
     except ImportError:
-        say("no picture: matplotlib is not installed (pip install 'minires[plots]')")
+        say("no picture: matplotlib is not installed (pip install matplotlib)")
         return 0
     say(f"-> {out / 'ablation.png'}")
     return 0

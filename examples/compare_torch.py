@@ -62,7 +62,7 @@ def main() -> int:
     try:
         draw(record, out / "losses.png")
     except ImportError:
-        say("no picture: matplotlib is not installed (pip install 'minires[plots]')")
+        say("no picture: matplotlib is not installed (pip install matplotlib)")
         return 0
     say(f"-> {out / 'losses.png'}")
     return 0

@@ -45,7 +45,7 @@ def main() -> int:
     if args.picture and Path(args.picture).suffix.lower() not in PICTURES:
         parser.error(f"argument --picture: {args.picture!r} does not end in {', '.join(PICTURES)}")
     if args.picture and not importlib.util.find_spec("matplotlib"):
-        parser.error("argument --picture: needs matplotlib: pip install 'minires[plots]'")
+        parser.error("argument --picture: needs matplotlib: pip install matplotlib")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     device = cli.choose_device(parser, args.device)

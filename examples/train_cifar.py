@@ -13,8 +13,9 @@ Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bound
 gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
 is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
 
-On a GPU the CUDA kernels compute, in tf32 unless --precision says otherwise, and the training step is replayed as a
-CUDA graph (--no-graph: launched kernel by kernel); docs/fast-cuda.md explains both. results.json says what was used.
+On a GPU the CUDA kernels compute, in tf32 (before compute capability 8.0: fp32) unless --precision says otherwise, and
+the training step is replayed as a CUDA graph (--no-graph: launched kernel by kernel); docs/fast-cuda.md explains both.
+results.json says what was used.
 
 What comes of it: docs/results/README.md.
 
@@ -70,7 +71,7 @@ def main() -> int:
     device = cli.choose_device(parser, args.device)
     mr.kernels.use(args.kernels)
     by_cuda_kernels = mr.kernels.in_use(device) == "cuda"
-    args.precision = args.precision or ((args.saved_precision or "tf32") if by_cuda_kernels else "fp32")
+    args.precision = args.precision or (usable_precision(args.saved_precision) if by_cuda_kernels else "fp32")
     if args.precision != "fp32" and not by_cuda_kernels:
         parser.error(
             f"argument --precision: {args.precision} is for the CUDA kernels, in use are the "
@@ -192,7 +193,11 @@ def make_parser() -> cli.Parser:
     add("--image-size", type=cli.image_size, help="resize images to N x N")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--kernels", choices=mr.kernels.CHOICES, default=os.environ.get("MINIRES_KERNELS", "auto"))
-    add("--precision", choices=mr.kernels.PRECISIONS, help="of the CUDA kernels (default: tf32); bf16: half the memory")
+    add(
+        "--precision",
+        choices=mr.kernels.PRECISIONS,
+        help="of the CUDA kernels (default: tf32; fp32 before compute capability 8.0); bf16: half the memory",
+    )
     add(
         "--graph",
         action=argparse.BooleanOptionalAction,
@@ -261,6 +266,12 @@ def read_arguments(parser: cli.Parser) -> Namespace:
     return args
 
 
+def usable_precision(saved: str | None) -> str:
+    """The precision that a resumed run had, if this GPU can compute in it; else the default."""
+    usable = saved in mr.kernels.PRECISIONS and not mr.kernels.why_not_precision(saved)
+    return saved if usable else mr.kernels.default_precision()
+
+
 def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[str, Any]:
     """The settings that nobody has chosen: `optimizer`, unless it is given, and what goes with it and the network."""
     block, _ = models.resnet.CONFIGURATIONS.get(depth, (None, None))
@@ -279,7 +290,7 @@ def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[st
 def dry_run(parser: cli.Parser, args: Namespace) -> int:
     """Print what a training step costs: no data, no training."""
     size = args.image_size or 32
-    cli.use_precision(parser, args.precision or "tf32")  # bf16 halves what a GPU needs
+    cli.use_precision(parser, args.precision or mr.kernels.default_precision())  # bf16 halves what a GPU needs
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
     slots = 1 if args.optimizer == "sgd" else 2

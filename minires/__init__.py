@@ -19,7 +19,7 @@ from minires.device import cuda, default_generator, manual_seed
 from minires.fold import fold
 from minires.gradcheck import GradcheckError, gradcheck
 from minires.kernels.cpu import workers
-from minires.summary import summary
+from minires.summary import format_bytes, summary
 from minires.tensor import Tensor, is_grad_enabled, no_grad
 from minires.weights import WeightsError, load_weights, save_weights
 
@@ -47,9 +47,22 @@ def info() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "cuda": "available" if cuda.is_available() else cuda.why_not(),
+        "gpu": _gpu() if cuda.is_available() else None,
         "kernels": {"cpu": kernels.in_use("cpu"), "cuda": kernels.in_use("cuda")},
         "blas": [f"{pool['internal_api']} {pool['version']}" for pool in blas],
         "threads": workers.count if kernels.in_use("cpu") == "cpu" else threads,
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    """Its name, compute capability and memory, and the precision in which the kernels compute on it."""
+    cupy = importlib.import_module("cupy")
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    return {
+        "name": properties["name"].decode(),
+        "capability": "{}.{}".format(*cuda.capability()),
+        "memory": format_bytes(cupy.cuda.runtime.memGetInfo()[1]),
+        "precision": kernels.cuda.precision.current,
     }
 
 

@@ -180,7 +180,7 @@ def report(parser: cli.Parser, args: Namespace) -> int:
     try:
         figure = compare.overlay(runs, title=", ".join(dict.fromkeys(_what(run) for run in runs)))
     except ImportError:
-        _note("no figure: matplotlib is not installed (pip install 'minires[plots]')")
+        _note("no figure: matplotlib is not installed (pip install matplotlib)")
         return 0
     try:
         figure.savefig(args.out, dpi=120)
@@ -209,5 +209,6 @@ def info(parser: cli.Parser, args: Namespace) -> int:
     for name, value in mr.info().items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {part}" for key, part in value.items())
+        value = "none" if value is None else value
         print(f"{name:<10} {', '.join(value) if isinstance(value, list) else value}")
     return 0

@@ -53,7 +53,7 @@ def check_device(device: str) -> None:
 
 
 class cuda:
-    """What is known about the GPU: `cuda.is_available()` and, in words, `cuda.why_not()`."""
+    """What is known about the GPU: `cuda.is_available()`, in words `cuda.why_not()`, and `cuda.capability()`."""
 
     _reason: str | None = None
     _probed = False
@@ -70,12 +70,23 @@ class cuda:
             cls._reason, cls._probed = _probe(), True
         return cls._reason
 
+    @classmethod
+    def capability(cls) -> tuple[int, int] | None:
+        """The compute capability of the GPU in use, such as (9, 0) for an H100; None without a usable GPU."""
+        return _capability(sys.modules["cupy"]) if cls.is_available() else None
+
+
+def _capability(cupy: ModuleType) -> tuple[int, int]:
+    text = cupy.cuda.Device().compute_capability  # "90"; "120" for 12.0
+    return int(text[:-1]), int(text[-1])
+
 
 def _probe() -> str | None:
     try:
         import cupy
     except Exception as error:  # a broken CUDA install raises more than ImportError
-        return f"CuPy does not import ({_one_line(error)}); install it with: pip install 'minires[cuda]'"
+        how = f"{_install(12)}, or, for CUDA 13, {_install(13)}"
+        return f"CuPy does not import ({_one_line(error)}); install it with: {how}"
     try:
         runtime = cupy.cuda.runtime
         driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12090 for CUDA 12.9
@@ -95,10 +106,16 @@ def _probe() -> str | None:
         if float((value + value)[0]) != 14.0:
             return "a test kernel ran on the GPU and gave a wrong result"
     except Exception as error:  # every CUDA library has its own exception class
+        if "gpu-architecture" in str(error):  # NVRTC 13 has dropped what is older than 7.5
+            major, minor = _capability(cupy)
+            return (
+                f"this GPU, of compute capability {major}.{minor}, is too old for CUDA {_version(needed)}; install the "
+                f"CuPy for an older one: pip uninstall cupy-cuda{needed // 1000}x, then {_install(needed // 1000 - 1)}"
+            )
         if any(sign in str(error) for sign in ("nvrtc", "NVRTC", "libcudart", ".h", "CUDA_PATH")):
             return (
                 f"CuPy is installed, but cannot compile kernels: NVRTC or the CUDA headers are missing "
-                f"({_one_line(error)}); install them with: pip install 'minires[cuda]'"
+                f"({_one_line(error)}); install them with: {_install(needed // 1000)}"
             )
         return f"CuPy is installed, but the GPU does not work ({_one_line(error)})"
     return None
@@ -106,6 +123,11 @@ def _probe() -> str | None:
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _install(major: int) -> str:
+    """The command that installs CuPy for CUDA 12 or 13, with NVIDIA's libraries."""
+    return f"pip install 'cupy-cuda{major}x[ctk]'"
 
 
 def _one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ A layer with a backward written by hand, and its property test, in ten lines:
 pytest runs it on some thirty shapes, among them the awkward ones, in training and evaluation mode, on arrays that
 are strided, reversed or read-only; whatever fails is shrunk to the smallest shape that still fails.
 
-This file is the only one that imports hypothesis: pip install 'minires[test]'.
+This file is the only one that imports hypothesis: pip install hypothesis.
 Reading order: after gradcheck.py.
 """
 
@@ -35,7 +35,7 @@ try:
     from hypothesis import given
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError("minires.testing needs hypothesis; install it with: pip install 'minires[test]'") from error
+    raise ImportError("minires.testing needs hypothesis; install it with: pip install hypothesis") from error
 
 from minires.device import Array, default_generator, module_of
 from minires.gradcheck import gradcheck

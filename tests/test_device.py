@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_without_cupy_the_reason_says_how_to_install_it(fresh_probe):
     fresh_probe.setitem(sys.modules, "cupy", None)  # import cupy raises ImportError
     assert not mr.cuda.is_available()
     assert "CuPy does not import" in mr.cuda.why_not()
-    assert "pip install 'minires[cuda]'" in mr.cuda.why_not()
+    assert "pip install 'cupy-cuda12x[ctk]', or, for CUDA 13, pip install 'cupy-cuda13x[ctk]'" in mr.cuda.why_not()
 
 
 class BrokenCupy:
@@ -74,9 +75,10 @@ class BrokenCupy:
 
     float32 = np.float32
 
-    def __init__(self, devices: int, result: float, driver: int = 12040):
+    def __init__(self, devices: int, result: float, driver: int = 12040, runtime: int = 12090, capability: str = "90"):
         self.cuda = self.runtime = self
-        self.driverGetVersion, self.runtimeGetVersion = lambda: driver, lambda: 12090
+        self.driverGetVersion, self.runtimeGetVersion = lambda: driver, lambda: runtime
+        self.Device = lambda: SimpleNamespace(compute_capability=capability)
         self.getDeviceCount = lambda: devices
         self.result = result
 
@@ -121,7 +123,33 @@ def test_the_probe_knows_a_missing_compiler(fresh_probe, text):
     broken.RawKernel = fail
     fresh_probe.setitem(sys.modules, "cupy", broken)
     assert "NVRTC or the CUDA headers are missing" in mr.cuda.why_not()
-    assert "pip install 'minires[cuda]'" in mr.cuda.why_not()
+    assert "install them with: pip install 'cupy-cuda12x[ctk]'" in mr.cuda.why_not()
+    fresh_probe.setattr(device.cuda, "_probed", False)
+    broken.driverGetVersion, broken.runtimeGetVersion = lambda: 13020, lambda: 13000
+    assert "install them with: pip install 'cupy-cuda13x[ctk]'" in mr.cuda.why_not()
+
+
+def test_the_probe_knows_a_gpu_that_is_too_old_for_its_cupy(fresh_probe):
+    broken = BrokenCupy(1, 7, driver=13000, runtime=13000, capability="61")
+
+    def fail(source, name):
+        raise RuntimeError("nvrtc: error: invalid value for --gpu-architecture (-arch)")
+
+    broken.RawKernel = fail
+    fresh_probe.setitem(sys.modules, "cupy", broken)
+    assert "this GPU, of compute capability 6.1, is too old for CUDA 13.0" in mr.cuda.why_not()
+    assert "pip uninstall cupy-cuda13x, then pip install 'cupy-cuda12x[ctk]'" in mr.cuda.why_not()
+
+
+@pytest.mark.parametrize(("text", "capability"), [("75", (7, 5)), ("90", (9, 0)), ("120", (12, 0))])
+def test_the_compute_capability(fresh_probe, text, capability):
+    fresh_probe.setitem(sys.modules, "cupy", BrokenCupy(1, 7, capability=text))
+    assert mr.cuda.capability() == capability
+
+
+def test_without_a_gpu_there_is_no_capability(fresh_probe):
+    fresh_probe.setitem(sys.modules, "cupy", None)
+    assert mr.cuda.capability() is None
 
 
 def test_the_probe_reports_errors_of_any_class_in_one_line(fresh_probe):

@@ -23,6 +23,8 @@ from minires.kernels.cuda import precision as cuda_precision
 
 CHOICES = ("auto", "reference")
 PRECISIONS = cuda_precision.CHOICES
+default_precision = cuda_precision.default
+why_not_precision = cuda_precision.why_not
 
 
 def use(choice: str) -> None:
@@ -36,7 +38,8 @@ def use(choice: str) -> None:
 def use_precision(choice: str) -> None:
     """Compute in `"fp32"` (default), `"tf32"` or `"bf16"` on the GPU; kernels/cuda/precision.py says what they mean.
 
-    Raises `ValueError` for anything else.
+    Raises `ValueError` for anything else, and `RuntimeError` with the reason where this GPU cannot, or bf16 lacks
+    ml_dtypes.
     """
     cuda_precision.use(choice)
 
@@ -51,8 +54,8 @@ def of(array: Array, *others: Array | None) -> ModuleType:
                 f"arrays on different devices meet: {array.shape} on {device!r}, {other.shape} on "
                 f"{device_of(other)!r}; move the model or its input by .to({device!r})"
             )
-    if _choice != "auto" or array.dtype.name not in _FAST[device]:
-        return reference
+    if _choice != "auto" or array.dtype.name not in _FAST[device] or array.size == 0:
+        return reference  # an empty batch too: no kernel has to think of it
     return cpu if device == "cpu" else cuda
 
 

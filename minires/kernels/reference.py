@@ -123,7 +123,7 @@ def conv2d_backward(
         dcolumns = xp.empty((*dy.shape[:3], *kernel, x.shape[3]), dtype=x.dtype)
         for ins, outs in group_slices(groups, x.shape[3], outputs):
             product = dy_matrix[:, outs] @ _as_weight_matrix(weight[..., outs]).T  # (M, kh*kw*C/groups)
-            dcolumns[..., ins] = product.reshape(*dy.shape[:3], *kernel, -1)
+            dcolumns[..., ins] = product.reshape(*dy.shape[:3], *kernel, weight.shape[2])
         if kernel == stride == (1, 1) and padding == (0, 0):
             dx = dcolumns.reshape(x.shape)  # (N, H, W, 1, 1, C) -> (N, H, W, C)
         else:
@@ -330,12 +330,15 @@ def linear_backward(
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
-    """The mean loss, a scalar, and softmax(logits) (N, K), for logits (N, K) and labels (N,)."""
+    """The mean loss, a scalar, and softmax(logits) (N, K), for logits (N, K) and labels (N,).
+
+    A label outside 0..K-1 makes the loss NaN: on a GPU nobody has checked them, and indexing there wraps around.
+    """
     xp = module_of(logits)
-    n = logits.shape[0]
+    n, classes = logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
-    of_label = log_p[xp.arange(n), labels].mean()
+    of_label = xp.where((labels >= 0) & (labels < classes), log_p[xp.arange(n), labels], xp.nan).mean()
     if label_smoothing == 0:  # also keeps 0 * -inf out of the sum
         return -of_label, xp.exp(log_p)
     return -((1 - label_smoothing) * of_label + label_smoothing * log_p.mean()), xp.exp(log_p)

@@ -105,7 +105,7 @@ def choose_device(parser: Parser, wanted: str) -> str:
 
 
 def use_precision(parser: Parser, choice: str) -> None:
-    """Compute in `choice`, see `kernels.use_precision`. "bf16" without the package that it needs is an error."""
+    """Compute in `choice`, see `kernels.use_precision`; an error where this GPU, or a missing package, forbids it."""
     try:
         kernels.use_precision(choice)
     except RuntimeError as error:

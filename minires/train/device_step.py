@@ -8,6 +8,7 @@ Reading order: after loop.py and kernels/cuda/graph.py. Next: memory.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ import minires.functional as F
 from minires import nn
 from minires.device import Array, module_of
 from minires.kernels import cuda
-from minires.kernels.cuda.graph import Recorder
+from minires.kernels.cuda.graph import Recorder, RecordingError
 from minires.nn import Module
 from minires.optim import Optimizer
 from minires.tensor import Tensor
@@ -35,8 +36,9 @@ def unsafe(model: Module) -> str | None:
 class DeviceStep:
     """A step of training by the CUDA kernels. `with step.active():` around the loop that calls it.
 
-    graph  record the step and replay it: True, False, or None for wherever that is safe
-    Raises `ValueError` for graph=True where it is not.
+    graph  record the step and replay it: True, False, or None for wherever that works; a step that turns out to wait
+           for the GPU, or to copy, is then run without one, with a warning
+    Raises `ValueError` for graph=True where `unsafe` says so.
     """
 
     read_every = READ_EVERY
@@ -47,6 +49,7 @@ class DeviceStep:
             raise ValueError(f"graph: the step cannot be recorded, {reason}")
         self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
         self.graph = not reason if graph is None else graph
+        self._must_record = bool(graph)
         self.pending = 0  # steps whose results have not been read
         self._norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         self._recorder = Recorder()
@@ -67,15 +70,17 @@ class DeviceStep:
         cupy.cuda.get_current_stream().synchronize()
         cupy.get_default_memory_pool().free_all_blocks()  # an evaluation leaves memory that the graph's pool may need
         with self._recorder.stream:
-            yield
-            self._recorder.stream.synchronize()
+            try:
+                yield
+            finally:
+                self._recorder.stream.synchronize()
 
     def __call__(self, x: Array, y: Array, lr: float) -> None:
         """One step on the batch x (N,H,W,C), y (N,), at learning rate `lr`. At most READ_EVERY of them between two
         `read`.
 
-        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits, and `RuntimeError`
-        for one step too many.
+        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits, `RuntimeError` for
+        one step too many, and `RecordingError` where a graph was asked for and cannot be had.
         """
         if self.pending == READ_EVERY:
             raise RuntimeError(f"{READ_EVERY} results are waiting to be read, and there is room for no more")
@@ -114,15 +119,32 @@ class DeviceStep:
             with self._recorder.memory():
                 self._run(self._x, self._y)
             return
-        if not self._recorder.recorded:
-            self._loss = self._logits = None  # their memory is part of what the recording needs
-            self._recorder.record(lambda: self._run(self._x, self._y))
-            self._outputs = self._loss, self._logits
-        else:  # in the recording, Python has counted; in a replay it does not run
+        if self._recorder.recorded:  # in the recording, Python has counted; in a replay it does not run
             for norm in self._norms:
                 norm.num_batches_tracked += 1
+        elif not self._record():
+            self._recorder.free_unused()
+            self._run(x, y)
+            return
         self._recorder.replay()
         self._loss, self._logits = self._outputs
+
+    def _record(self) -> bool:
+        """Record the step; False, from now on without a graph, if that cannot be and nobody has asked for it."""
+        self._loss = self._logits = None  # their memory is part of what the recording needs
+        counts = [norm.num_batches_tracked for norm in self._norms]
+        try:
+            self._recorder.record(lambda: self._run(self._x, self._y))
+        except RecordingError as error:
+            if self._must_record:
+                raise
+            warnings.warn(f"{error}; it is run kernel by kernel instead", stacklevel=4)
+            self.graph = False
+            for norm, count in zip(self._norms, counts):  # the attempt has counted, and moved nothing
+                norm.num_batches_tracked = count
+            return False
+        self._outputs = self._loss, self._logits
+        return True
 
     def read(self) -> list[tuple[float, float]]:
         """(loss, accuracy) of every step since the last `read`, in order. Waits for the GPU."""

@@ -64,12 +64,13 @@ def explain(model: Module, shape: tuple[int, int, int, int], slots: int) -> str:
 
     _, total = cupy.cuda.runtime.memGetInfo()
     batch, image = shape[0], shape[1:]
-    table = summary(model, image)
+    failed = f"the GPU is out of memory: a step of {batch} images of {image[0]}x{image[1]}"
+    try:
+        table = summary(model, image)  # runs one image
+    except MemoryError:
+        return f"{failed} does not fit beside what is there already, the GPU has {format_bytes(total)}"
     needed = step_bytes(model, image, batch, slots, table)
     available = int(0.9 * total)  # the rest: the driver, fragments, other programs
     fits = largest_batch(model, image, slots, available, table)
     advice = f"the largest batch that fits is about {fits}" if fits else "not even one image fits"
-    return (
-        f"the GPU is out of memory: a step of {batch} images of {image[0]}x{image[1]} needs about "
-        f"{format_bytes(needed)} (predicted), the GPU has {format_bytes(total)}; {advice}"
-    )
+    return f"{failed} needs about {format_bytes(needed)} (predicted), the GPU has {format_bytes(total)}; {advice}"

@@ -38,6 +38,7 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: 
     """
     parameter = next(training.model.parameters())
     record = training.record
+    machine = ("processor", "cores", "threads", "platform", *["gpu"] * (parameter.device == "cuda"))
     return {
         "dataset": dataset.name,
         "depth": training.settings["depth"],
@@ -57,7 +58,7 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: 
         "precision": training.settings.get("precision", "fp32"),
         "peak_memory_bytes": peak_memory_bytes(parameter.device),
         "seed": training.settings["seed"],
-        "machine": {name: info[name] for name in ("processor", "cores", "threads", "platform")},
+        "machine": {name: info[name] for name in machine},
         "versions": info["versions"],
     }
 
@@ -101,7 +102,7 @@ def draw_pictures(
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        log("no pictures: matplotlib is not installed (pip install 'minires[plots]')")
+        log("no pictures: matplotlib is not installed (pip install matplotlib)")
         return
     title = f"ResNet-{training.settings['depth']} on {dataset.name}: test accuracy {100 * evaluation.accuracy:.2f} %"
     curves(training, title).savefig(folder / "curves.png", dpi=120)

@@ -84,6 +84,26 @@ def test_precisions_and_no_graph(run, precision):
     assert results("runs/b")["precision"] == precision
 
 
+def test_on_a_gpu_before_ampere(run, monkeypatch):
+    """fp32 is the default there; a run begun in tf32 goes on in fp32; asking for tf32 is an error of one line."""
+    if not hasattr(sys.modules.get("cupy"), "_gpu"):
+        pytest.skip("only the simulated GPU has a capability that can be chosen")
+    gpu = sys.modules["cupy"]._gpu
+    status, out, _ = run("--steps", "1", "--out", "runs/t4")
+    assert "in tf32" in out
+    monkeypatch.setattr(gpu, "capability", (7, 5))
+    status, out, err = run("--steps", "1", "--resume", "runs/t4")
+    assert status == 0, err
+    assert "in fp32" in out
+    assert "changed: precision fp32, was tf32" in out
+    assert results("runs/t4")["machine"]["gpu"]["capability"] == "7.5"
+    for arguments in (["--steps", "1"], ["--dry-run"]):
+        status, _, err = run(*arguments, "--precision", "tf32")
+        assert status == 2
+        assert err.count("\n") == 1
+        assert "argument --precision: precision 'tf32' needs a GPU of compute capability 8.0" in err
+
+
 def test_the_reference_kernels_run_there_too(run):
     status, _, err = run("--steps", "1", "--kernels", "reference", "--out", "runs/c")
     assert status == 0, err

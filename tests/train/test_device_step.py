@@ -6,6 +6,7 @@ Runs on the simulated GPU everywhere, and on a real one where there is one.
 from __future__ import annotations
 
 import importlib
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import minires as mr
 from minires import data, kernels, models, nn, optim, train
 from minires.kernels.cuda import simulator
+from minires.kernels.cuda.graph import RecordingError
 from minires.optim import schedules
 from minires.train.device_step import READ_EVERY, DeviceStep
 
@@ -175,15 +177,77 @@ class Waits(Small):
 
 def test_a_step_that_waits_cannot_be_recorded(cupy):
     model, optimizer = parts(model=Waits)
-    step = DeviceStep(model, optimizer, 0.0)
+    step = DeviceStep(model, optimizer, 0.0, graph=True)
     with step.active():
         first, second, third = batches(cupy, 3)
         step(*first, 0.1)
         step(*second, 0.1)
-        with pytest.raises(RuntimeError, match="the step cannot be recorded as a CUDA graph"):
+        with pytest.raises(RecordingError, match="the step cannot be recorded as a CUDA graph"):
             step(*third, 0.1)
         step.graph = False  # the stream is usable
         step(*third, 0.1)
+
+
+def test_where_no_graph_was_asked_for_such_a_step_is_run_without_one_and_says_so_once(cupy):
+    """The attempt leaves no trace: weights, statistics, counts and losses are those of steps never recorded."""
+    states = []
+    for graph in (None, False):
+        model, optimizer = parts(model=Waits)
+        step = DeviceStep(model, optimizer, 0.0, graph)
+        with step.active(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for x, y in batches(cupy, 6):
+                step(x, y, 0.1)
+            losses = step.read()
+        said = [str(warning.message) for warning in caught]
+        assert len(said) == (graph is None)
+        assert all("cannot be recorded as a CUDA graph" in text and "kernel by kernel" in text for text in said)
+        assert model.bn1.num_batches_tracked == optimizer.steps == 6
+        states.append((losses, {name: array.tobytes() for name, array in model.state_dict().items()}))
+    assert states[0] == states[1]
+
+
+def test_an_error_within_active_waits_for_the_gpu_too(cupy):
+    if not hasattr(cupy, "_gpu"):
+        pytest.skip("only the simulated GPU counts")
+    cupy._gpu.reset()
+
+    def interrupted():
+        with DeviceStep(*parts(), 0.0).active():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert cupy._gpu.synchronisations == 2  # on entering and on leaving
+
+
+def test_out_of_memory_beside_a_graph_leaves_its_memory_alone():
+    """A batch of another size runs out of memory; whoever catches that goes on with the recorded step, unharmed."""
+    if simulator.why_not():
+        pytest.skip(str(simulator.why_not()))
+    results = []
+    for fails in (False, True):
+        with simulator.gpu() as gpu:
+            import cupy
+
+            model, optimizer = parts()
+            step = DeviceStep(model, optimizer, 0.0)
+            data = list(batches(cupy, 6))
+            (large,) = batches(cupy, 1, n=512)
+            with step.active():
+                for i, (x, y) in enumerate(data):
+                    if fails and i == 4:
+                        gpu.memory_bytes = gpu.used_bytes
+                        with pytest.raises(train.OutOfMemory, match="512 images of 6x6 does not fit beside"):
+                            step(*large, 0.1)
+                        optimizer.steps -= 1  # it was not made
+                        gpu.memory_bytes = 8 << 30
+                        poison = [cupy.full((1 << k,), 7, dtype="float32") for k in range(16)]
+                    step(x, y, 0.1)
+                losses = step.read()
+            results.append((losses, {name: a.tobytes() for name, a in model.state_dict().items() if "num" not in name}))
+    assert len(poison) == 16
+    assert results[0] == results[1]
 
 
 def test_the_loop_trains_on_the_device(cupy):

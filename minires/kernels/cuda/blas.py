@@ -163,7 +163,10 @@ def library() -> Any:
     """The cuBLAS library with its functions declared. Raises `RuntimeError` saying how to get it."""
     found = _find()
     if found is None:
-        raise RuntimeError("the cuBLAS library is not installed; install it with: pip install 'minires[cuda]'")
+        raise RuntimeError(
+            "the cuBLAS library is not installed; install it with: pip install nvidia-cublas-cu12, or, for CUDA 13, "
+            "pip install 'nvidia-cublas==13.*'"
+        )
     for name, signature in SIGNATURES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, _INT
@@ -211,5 +214,6 @@ def close() -> None:
 def round_to_tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded as the tensor cores see it, to 10 bits of mantissa; for estimates of the error, and the
     simulator."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    x = np.ascontiguousarray(x, np.float32)
+    rounded = ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isnan(x), x, rounded)

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 from weakref import WeakSet
 
 from minires.kernels.cuda import blas
+
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 _recorders: WeakSet[Recorder] = WeakSet()
 
@@ -30,6 +33,29 @@ def pools_bytes() -> int:
     return sum(recorder.pool.total_bytes() for recorder in _recorders)
 
 
+class RecordingError(RuntimeError):
+    """What was to be recorded cannot be. The text says why."""
+
+
+def _allocator(stream: Any) -> Callable[[int], Any]:
+    """Memory for the pool, straight from the device.
+
+    When there is none, CuPy's pool gives its free blocks back and tries again. While `stream` is being captured these
+    are not free: kernels that have been noted will use them. So then it is told of a MemoryError, which it lets pass.
+    """
+    import cupy
+
+    def allocate(size: int) -> Any:
+        try:
+            return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            if error.status == OUT_OF_MEMORY and stream.is_capturing():
+                raise MemoryError(f"the GPU has no {size:,} bytes left for the recording") from error
+            raise
+
+    return allocate
+
+
 class Recorder:
     """A stream, a memory pool, and, once `record` has run, a graph that `replay` launches on that stream."""
 
@@ -37,7 +63,7 @@ class Recorder:
         import cupy
 
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.pool = cupy.cuda.MemoryPool()
+        self.pool = cupy.cuda.MemoryPool(_allocator(self.stream))
         self._graph = None
         _recorders.add(self)
 
@@ -55,33 +81,39 @@ class Recorder:
             yield
 
     def free_unused(self) -> None:
-        """Give what no array lies in back to the device, from this pool and from CuPy's default one."""
+        """Give what no array lies in back to the device: from CuPy's default pool, and from this one unless there is a
+        graph, which works in memory that no array holds any more."""
         import cupy
 
         self.stream.synchronize()
-        self.pool.free_all_blocks()
+        if not self.recorded:
+            self.pool.free_all_blocks()
         cupy.get_default_memory_pool().free_all_blocks()
 
     def record(self, function: Callable[[], None]) -> None:
         """Note down what `function` launches; it does not run. The stream must be the current one.
 
-        Raises `RuntimeError`, and leaves the stream usable, for a function that waits for the GPU, copies to or from
-        it, or fails in another way.
+        Raises `RecordingError`, and leaves the stream usable, for a function that waits for the GPU, copies to or from
+        it, or fails in another way; `MemoryError` when the GPU's memory is too small; and `RuntimeError` on another
+        stream, on which launches would run instead of being noted.
         """
+        import cupy
+
+        if cupy.cuda.get_current_stream().ptr != self.stream.ptr:
+            raise RuntimeError("record: the current stream is not the recorder's; use `with recorder.stream:`")
         blas.prepare(self.stream.ptr)
         with self.memory():
             self.stream.begin_capture()
             try:
                 function()
-            except Exception as error:
-                self._abandon()
+                self._graph = self.stream.end_capture()
+            except BaseException as error:  # Ctrl-C must not leave a stream that only takes notes
+                with suppress(Exception):  # the capture may be invalid already; the first error is what matters
+                    self.stream.end_capture()
+                if isinstance(error, MemoryError) or not isinstance(error, Exception):
+                    raise
                 text = " ".join(f"{type(error).__name__}: {error}".split())
-                raise RuntimeError(f"the step cannot be recorded as a CUDA graph ({text})") from error
-            self._graph = self.stream.end_capture()
-
-    def _abandon(self) -> None:
-        with suppress(Exception):  # the capture may be invalid already; the first error is the one that matters
-            self.stream.end_capture()
+                raise RecordingError(f"the step cannot be recorded as a CUDA graph ({text})") from error
 
     def replay(self) -> None:
         """Run it once more, without waiting."""

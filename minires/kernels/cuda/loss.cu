@@ -4,6 +4,8 @@
 //     loss = mean over rows of -sum_k target_k log p_k,  target = (1 - s) onehot(label) + s / classes
 //     dz = (p - target) * dloss / rows
 //
+// A label that is no class makes the loss and its row of dz NaN.
+//
 // Launch shape: block (32, 8), one warp a row, its lanes striding over the classes. Traffic: logits three times (out of the
 // cache, but for the first), probabilities once.
 
@@ -42,7 +44,9 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(
     }
     of_all = warp_sum(of_all);
     if (lane == 0) {
-        float loss = -(z[labels[row]] - highest - log_sum);
+        long long label = labels[row];  // nobody has looked at it: that would have stopped the GPU
+        float of_label = label >= 0 && label < classes ? z[label] : __uint_as_float(0x7fffffffu);  // NaN
+        float loss = -(of_label - highest - log_sum);
         // without smoothing, 0 * infinity must not get in
         losses[row] = smoothing == 0.0f ? loss : (1.0f - smoothing) * loss - smoothing * of_all / classes;
     }
@@ -76,7 +80,9 @@ extern "C" __global__ void cross_entropy_backward(
     int classes) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= rows * classes) return;
-    float target = smoothing / classes + (i % classes == labels[i / classes] ? 1.0f - smoothing : 0.0f);
+    long long label = labels[i / classes];
+    float target = smoothing / classes + (i % classes == label ? 1.0f - smoothing : 0.0f);
+    if (label < 0 || label >= classes) target = __uint_as_float(0x7fffffffu);
     dlogits[i] = (probabilities[i] - target) * (dloss[0] / rows);
 }
 

@@ -5,27 +5,52 @@
     bf16   activations and their gradients are stored as bfloat16, 8 bits of mantissa, and so half the size; sums,
            batch-norm statistics, weights, their gradients and the optimiser stay float32
 
+tf32 and bf16 need tensor cores that know these types: a GPU of compute capability 8.0 or newer.
+
 Reading order: before convolution.py.
 """
 
 from __future__ import annotations
 
+import importlib.util
+
+from minires.device import cuda
+
 CHOICES = ("fp32", "tf32", "bf16")  # as PRECISION in tensor_core.cuh counts them
+TENSOR_CORES = (8, 0)  # the compute capability that tf32 and bf16 need
 
 current = "fp32"
 
 
 def use(choice: str) -> None:
-    """Compute so from now on. Raises `ValueError` for an unknown name, `RuntimeError` when bf16 lacks ml_dtypes."""
+    """Compute so from now on. Raises `ValueError` for an unknown name, and `RuntimeError` with `why_not(choice)`."""
     global current
     if choice not in CHOICES:
         raise ValueError(f"precision: {choice!r} is unknown, expected one of {', '.join(CHOICES)}")
+    if reason := why_not(choice):
+        raise RuntimeError(reason)
     if choice == "bf16":
-        try:
-            import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype of NumPy, and so of CuPy
-        except ImportError as error:
-            raise RuntimeError("precision 'bf16' needs ml_dtypes; install it with: pip install ml_dtypes") from error
+        import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype of NumPy, and so of CuPy
     current = choice
+
+
+def why_not(choice: str) -> str | None:
+    """Why this machine cannot compute in `choice`, as one line, or None when it can. Without a GPU nothing speaks
+    against tf32."""
+    capability = cuda.capability()
+    if choice != "fp32" and capability and capability < TENSOR_CORES:
+        return (
+            f"precision {choice!r} needs a GPU of compute capability 8.0 or newer (A100, RTX 30), this one has "
+            f"{capability[0]}.{capability[1]}; use 'fp32'"
+        )
+    if choice == "bf16" and importlib.util.find_spec("ml_dtypes") is None:
+        return "precision 'bf16' needs ml_dtypes; install it with: pip install ml_dtypes"
+    return None
+
+
+def default() -> str:
+    """What training on this GPU uses unless told otherwise: "tf32", or "fp32" where there is none."""
+    return "fp32" if why_not("tf32") else "tf32"
 
 
 def activation() -> str:

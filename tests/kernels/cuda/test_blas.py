@@ -121,7 +121,7 @@ def test_a_failing_cublas_is_named(gpu, monkeypatch):
 
 def test_without_the_library_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(blas, "_find", lambda: None)
-    with pytest.raises(RuntimeError, match=r"the cuBLAS library is not installed; .*pip install 'minires\[cuda\]'"):
+    with pytest.raises(RuntimeError, match=r"the cuBLAS library is not installed; .*pip install nvidia-cublas-cu12"):
         blas.library()
 
 

@@ -159,3 +159,15 @@ def test_parts_cover_all_positions(positions, tiles):
     parts, rows = convolution.split(positions, tiles)
     assert (parts - 1) * rows < positions <= parts * rows
     assert parts * tiles <= 2 * max(convolution.BLOCKS, tiles)
+
+
+def test_nan_in_an_image_is_nan_in_all_that_depends_on_it(algorithm, precision, device):
+    """Rounding to tf32 must not turn it into a number; so uninitialised memory, NaN in the simulator, is seen too."""
+    x, weight, dy = arrays(CASES[0])
+    x[1, 3, 3, 5] = np.nan
+    (y, dx, dweight), _ = run(CASES[0], x, weight, dy, device)
+    assert np.isnan(y[1, 2:5, 2:5]).all()
+    assert np.isfinite(y[0]).all()
+    assert np.isfinite(dx).all()
+    assert np.isnan(dweight[:, :, 5]).all()
+    assert np.isfinite(np.delete(dweight, 5, axis=2)).all()

@@ -196,3 +196,41 @@ def test_the_mask_of_a_relu_is_computed_again_to_the_same_bit(any_gpu):
     assert 0.2 < (y.get() == 0).mean() < 0.8
     for a, b in zip(read, again):
         np.testing.assert_array_equal(a.get(), b.get())
+
+
+@pytest.mark.parametrize("label", [-1, 10, 1 << 40])
+@pytest.mark.parametrize("room", ["auto", "reference"])
+def test_a_label_that_is_no_class_makes_the_loss_nan(any_gpu, choose, label, room):
+    """Nobody looks at labels on the GPU: no foreign memory may be read, and nothing plausible come out."""
+    import cupy
+
+    if room == "reference" and isinstance(any_gpu, simulator.Gpu) and label > 0:
+        pytest.skip("NumPy's indices do not wrap around, as CuPy's do")
+    choose(room)
+    logits = mr.Tensor(cupy.asarray(np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)))
+    logits.requires_grad = True
+    loss = F.cross_entropy(logits, cupy.asarray(np.array([3, label, 0, 9])), 0.1)
+    assert np.isnan(loss.item())
+    loss.backward(cupy.ones((), dtype="float32"))
+    if room == "auto":
+        gradient = logits.grad.get()
+        assert np.isnan(gradient[1]).all()
+        assert np.isfinite(gradient[[0, 2, 3]]).all()
+
+
+def test_a_gpu_without_tensor_cores_for_it_refuses_tf32_and_bf16():
+    if simulator.why_not():
+        pytest.skip(str(simulator.why_not()))
+    for capability, default in (((7, 5), "fp32"), ((8, 0), "tf32"), ((12, 0), "tf32")):
+        with simulator.gpu(capability=capability):
+            assert mr.cuda.capability() == capability
+            assert mr.info()["gpu"]["capability"] == f"{capability[0]}.{capability[1]}"
+            assert kernels.default_precision() == default
+            for precision in ("tf32", "bf16"):
+                if default == "fp32":
+                    with pytest.raises(RuntimeError, match=f"'{precision}' needs .* 8.0 .* has 7.5; use 'fp32'"):
+                        kernels.use_precision(precision)
+                else:
+                    kernels.use_precision(precision)
+                kernels.use_precision("fp32")
+    assert kernels.default_precision() == "tf32" or mr.cuda.is_available()

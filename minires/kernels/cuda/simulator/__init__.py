@@ -33,17 +33,18 @@ __all__ = ["Gpu", "gpu", "why_not"]
 
 
 @contextmanager
-def gpu(memory_bytes: int = 8 << 30, reverse: bool = False) -> Iterator[Gpu]:
+def gpu(memory_bytes: int = 8 << 30, reverse: bool = False, capability: tuple[int, int] = (9, 0)) -> Iterator[Gpu]:
     """Inside, `cupy` is the simulated one and the device "cuda" is usable. Raises `RuntimeError` without g++.
 
     memory_bytes  of the device: beyond it, OutOfMemoryError
     reverse       run the threads of each block, and the blocks, in the opposite order
+    capability    the compute capability that the device says it has
     """
     if why_not():
         raise RuntimeError(f"the simulated GPU is not usable: {why_not()}")
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name == "cupy" or name.startswith("cupy.")}
     probe = cuda._reason, cuda._probed
-    gpu = Gpu(memory_bytes, reverse)
+    gpu = Gpu(memory_bytes, reverse, capability)
     sys.modules["cupy"] = fake_cupy.module(gpu)
     cuda._reason, cuda._probed = None, True
     launch.program.cache_clear()

@@ -167,5 +167,5 @@ static inline void emulated_mma(float* d, const unsigned* a, const unsigned* b, 
     cpu::warp_barrier();
 }
 static inline float round_to_tf32(float v) {  // to 10 bits of mantissa, half away from zero, as cvt.rna does
-    return __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xffffe000u);
+    return v == v ? __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xffffe000u) : v;  // NaN stays NaN
 }

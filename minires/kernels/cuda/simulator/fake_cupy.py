@@ -26,7 +26,11 @@ ALIGNMENT = 512  # bytes, as CuPy's pool
 
 
 class CUDARuntimeError(RuntimeError):
-    """As cupy.cuda.runtime.CUDARuntimeError."""
+    """As cupy.cuda.runtime.CUDARuntimeError; `status` is the number of the error."""
+
+    def __init__(self, text: str, status: int = 0):
+        super().__init__(text)
+        self.status = status
 
 
 class OutOfMemoryError(MemoryError):
@@ -34,6 +38,31 @@ class OutOfMemoryError(MemoryError):
 
 
 # Memory -----------------------------------------------------------------------------------------------------
+
+
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+class DeviceMemory:
+    """As cupy.cuda.Memory: bytes straight from the device."""
+
+    gpu: Gpu  # set on a subclass for each gpu
+
+    def __init__(self, size: int):
+        if self.gpu.used_bytes + size > self.gpu.memory_bytes:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY)
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.block = raw[start : start + size]
+        self.gpu.used_bytes += size
+        self.gpu.blocks[self.block.ctypes.data] = self.block
+
+
+class MemoryPointer:
+    """As cupy.cuda.MemoryPointer: a place in memory."""
+
+    def __init__(self, mem: DeviceMemory, offset: int):
+        self.mem, self.offset = mem, offset
 
 
 class Memory:
@@ -51,7 +80,8 @@ class MemoryPool:
 
     gpu: Gpu  # set on a subclass for each gpu
 
-    def __init__(self) -> None:
+    def __init__(self, allocator: Callable[[int], MemoryPointer] | None = None) -> None:
+        self._allocate = allocator or (lambda size: MemoryPointer(self.gpu.memory_class(size), 0))
         self._free: dict[int, list[np.ndarray]] = {}
         self._total = self._used = 0
 
@@ -62,23 +92,25 @@ class MemoryPool:
         if blocks:
             block = blocks.pop()
         else:
-            if self.gpu.used_bytes + rounded > self.gpu.memory_bytes:
-                self.free_all_blocks()
-            if self.gpu.used_bytes + rounded > self.gpu.memory_bytes:
-                raise OutOfMemoryError(
-                    f"Out of memory allocating {size:,} bytes (allocated so far: {self.gpu.used_bytes:,} bytes)."
-                )
-            raw = np.empty(rounded + ALIGNMENT, np.uint8)
-            start = -raw.ctypes.data % ALIGNMENT
-            block = raw[start : start + rounded]
+            block = self._from_device(size, rounded)
             self._total += rounded
-            self.gpu.used_bytes += rounded
-            self.gpu.blocks[block.ctypes.data] = block
         block[...] = 0xFF
         self._used += rounded
         self.gpu.live_bytes += rounded
         self.gpu.peak_bytes = builtins.max(self.gpu.peak_bytes, self.gpu.live_bytes)
         return Memory(self, block, size)
+
+    def _from_device(self, size: int, rounded: int) -> np.ndarray:
+        try:
+            return self._allocate(rounded).mem.block
+        except CUDARuntimeError:  # as CuPy: what is free goes back to the device, and then once more
+            self.free_all_blocks()
+        try:
+            return self._allocate(rounded).mem.block
+        except CUDARuntimeError as error:
+            raise OutOfMemoryError(
+                f"Out of memory allocating {size:,} bytes (allocated so far: {self.gpu.used_bytes:,} bytes)."
+            ) from error
 
     def _give_back(self, block: np.ndarray) -> None:
         self._free.setdefault(block.size, []).append(block)
@@ -111,12 +143,13 @@ class Gpu:
     synchronisations  how often the host has waited for the device
     """
 
-    def __init__(self, memory_bytes: int, reverse: bool):
-        self.memory_bytes, self.reverse = memory_bytes, reverse
+    def __init__(self, memory_bytes: int, reverse: bool, capability: tuple[int, int] = (9, 0)):
+        self.memory_bytes, self.reverse, self.capability = memory_bytes, reverse, capability
         self.used_bytes = self.live_bytes = self.peak_bytes = 0
         self.blocks: dict[int, np.ndarray] = {}
         self.reset()
         self.pool_class = type("MemoryPool", (MemoryPool,), {"gpu": self})
+        self.memory_class = type("Memory", (DeviceMemory,), {"gpu": self})
         self.default_pool = self.pool_class()
         self.allocate = self.default_pool.malloc
         self.null_stream = self.current_stream = Stream._make(self, null=True)
@@ -327,7 +360,8 @@ class ndarray:
         def assign() -> None:
             self._host[parts] = source
 
-        self.gpu.run("assign", assign)
+        if self.size:
+            self.gpu.run("assign", assign)
 
     def __repr__(self) -> str:
         return f"simulated {self._host!r}"
@@ -354,7 +388,8 @@ def _in_place(name: str, function: Callable) -> Callable:
         def update() -> None:
             self._host[...] = function(self._host, source).astype(self.dtype)
 
-        self.gpu.run(name, update)
+        if self.size:
+            self.gpu.run(name, update)
         return self
 
     return method
@@ -387,7 +422,8 @@ def _compute(gpu: Gpu, name: str, function: Callable, *operands: Any) -> ndarray
             out_host[...] = function(*hosts)
 
     out_host = out._host
-    gpu.run(name, run)
+    if out.size:  # like CuPy, which launches nothing for an empty result
+        gpu.run(name, run)
     return out
 
 
@@ -489,7 +525,7 @@ def module(gpu: Gpu) -> ModuleType:
     array_class = type("ndarray", (ndarray,), {"gpu": gpu, "__module__": "cupy"})
     gpu.ndarray = array_class
     cupy._gpu, cupy.__version__, cupy.ndarray = gpu, "simulated", array_class
-    for name in ("float32", "int32", "int64", "uint8", "bool_", "inf", "pi", "newaxis", "float64"):
+    for name in ("float32", "int32", "int64", "uint8", "bool_", "inf", "nan", "pi", "newaxis", "float64"):
         setattr(cupy, name, getattr(np, name))
 
     def operation(name: str) -> Callable:
@@ -522,7 +558,8 @@ def module(gpu: Gpu) -> ModuleType:
         def make(shape: Any, dtype: Any = np.float64) -> ndarray:
             out = gpu.empty(shape, dtype)
             host = out._host
-            gpu.run(name, lambda: host.fill(value))
+            if out.size:
+                gpu.run(name, lambda: host.fill(value))
             return out
 
         return make
@@ -576,7 +613,7 @@ def _cuda(gpu: Gpu) -> SimpleNamespace:
         CUDARuntimeError=CUDARuntimeError,
         getDeviceCount=lambda: 1,
         memGetInfo=lambda: (gpu.memory_bytes - gpu.used_bytes, gpu.memory_bytes),
-        getDeviceProperties=lambda device: {"name": b"simulated GPU", "multiProcessorCount": 1, "major": 9, "minor": 0},
+        getDeviceProperties=lambda device: {"name": b"simulated GPU"},
         driverGetVersion=lambda: 12090,
         runtimeGetVersion=lambda: 12090,
         deviceSynchronize=lambda: gpu.synchronise("deviceSynchronize()"),
@@ -585,10 +622,14 @@ def _cuda(gpu: Gpu) -> SimpleNamespace:
         runtime=runtime,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         MemoryPool=gpu.pool_class,
+        Memory=gpu.memory_class,
+        MemoryPointer=MemoryPointer,
         using_allocator=using_allocator,
         Stream=type("Stream", (Stream,), {"gpu": gpu, "null": gpu.null_stream}),
         get_current_stream=lambda: gpu.current_stream,
         Event=type("Event", (Event,), {"gpu": gpu}),
         get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
-        Device=lambda *_: SimpleNamespace(id=0, compute_capability="90", synchronize=runtime.deviceSynchronize),
+        Device=lambda *_: SimpleNamespace(
+            id=0, compute_capability="{}{}".format(*gpu.capability), synchronize=runtime.deviceSynchronize
+        ),
     )
