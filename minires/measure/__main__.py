@@ -1,35 +1,53 @@
-"""`python -m minires.measure STAGE --out FILE`: one stage of minires.kernels.cuda.check, in this process."""
+"""`python -m minires.measure STAGE --out FILE ...`: one stage of minires.kernels.cuda.check, in this process."""
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 from minires.device import cuda
 from minires.kernels.cuda import simulator
-from minires.measure.stages import STAGES, Record
+from minires.kernels.cuda.check import SKIPPED
+from minires.measure import find, speed
+from minires.measure.cases import Cases, Skipped
+
+STAGES = {**find.STAGES, **speed.STAGES}
 
 
 def main() -> None:
-    """Run the stage; its file says how it went."""
+    """Run the stage's cases; the record says how they went."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, required=True, help="the record")
+    parser.add_argument("--progress", type=Path, required=True, help="where to note how far it is")
+    parser.add_argument("--skip", type=int, default=0, help="cases that are done already")
+    parser.add_argument("--count", type=int, default=10**6, help="at most so many cases")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--data-dir", default="data")
     args = parser.parse_args()
-    record = Record(args.stage, args.out, args.device, args.tiny, args.seconds, args.data_dir)
+    log = os.fdopen(os.dup(sys.stderr.fileno()), "w")  # of its own: pytest takes stderr away
+    faulthandler.enable(log)
     reason = cuda.why_not() if args.device == "cuda" else simulator.why_not()
     if reason:
-        record.finish("failed", reason)
         raise SystemExit(reason)
+    cases = Cases(
+        args.stage, args.out, args.progress, args.seconds, skip=args.skip, count=args.count, device=args.device,
+        tiny=args.tiny, data_dir=args.data_dir, log=log,
+    )  # fmt: skip
     with simulator.gpu() if args.device == "cpu" else nullcontext():
-        record.note_machine()
-        STAGES[args.stage](record)
-    record.finish()
+        if not args.skip:
+            cases.note_machine()
+        try:
+            STAGES[args.stage](cases)
+        except Skipped as reason:
+            print(reason, file=sys.stderr)
+            raise SystemExit(SKIPPED) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ or bytes at its bandwidth (Williams, Waterman and Patterson 2009, Roofline). The
 them, since each is a launch of its own. Caches larger than an array, launch costs and idle multiprocessors are left
 out; so are the pooling, the classifier and the shortcut of option A, which are below 1 %.
 
-Reading order: first in measure/. Next: stages.py.
+Reading order: after cases.py. Next: tools.py.
 """
 
 from __future__ import annotations

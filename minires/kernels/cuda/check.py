@@ -1,130 +1,219 @@
 """One command for a machine with a GPU: is everything right, and how fast is it?
 
-    python -m minires.kernels.cuda.check --out DIR --budget 540     # seconds; a GPU is needed
-    python -m minires.kernels.cuda.check --out DIR --device cpu --tiny     # the same on the simulated GPU, in a minute
+    python -m minires.kernels.cuda.check --out DIR --plan find       # 200 s: what is wrong?
+    python -m minires.kernels.cuda.check --out DIR --plan measure    # 420 s: how fast is it, and PyTorch beside it?
+    python -m minires.kernels.cuda.check --out DIR --plan find --device cpu --tiny    # a trial on the simulated GPU
 
-Minutes with a GPU are rare, so: every stage is a process of its own with a time limit, none can stop the others, and
-what it has found so far is in DIR/STAGE.json whenever it ends. The table printed last has at most 60 lines.
+    find      smoke         versions, registers of every kernel, matrix products, a graph, recorded steps
+              kernels       each kernel against its definition, its time, and its share of the bandwidth
+              tests         the tests of the CUDA path that are marked gpu
+    measure   steps         training steps: as a CUDA graph, and eager
+              convolutions  each convolution of the ResNets, with and without columns, against float64
+              torch         the same steps in PyTorch: eager, channels last, and compiled
+              ceilings      copy bandwidth, matrix products: what this GPU can do
+              training      ResNet-18 and ResNet-101 on CIFAR-10, if the files are in --data-dir
 
-    ceilings      copy bandwidth, matrix products: what this GPU can do
-    tests         the tests marked gpu
-    kernels       each kernel against its definition, its time, and its share of the bandwidth
-    convolutions  each convolution of the ResNets, with and without columns
-    steps         training steps: eager, and as a CUDA graph
-    torch         the same steps in PyTorch, if it is installed
-    training      ResNet-18 and ResNet-101 on CIFAR-10, if the files are in --data-dir, with what is left of the time
+`--stages` runs any of them. Minutes with a GPU are rare. So every stage is a process of its own, with its share of the
+time that is left; a case of a stage is tried once, and what it has found is a line of DIR/PLAN.jsonl right away. A case
+that hangs, crashes or breaks the CUDA context costs itself only: the rest of its stage goes on in a new process. At the
+end a table of at most 60 lines is printed, and written to DIR/PLAN.txt; below it, what is known of the first faults.
 
 This file starts the processes and prints; the stages are in minires/measure, which may import what kernels may not.
 
-Reading order: after graph.py. Next: measure/stages.py.
+Reading order: after graph.py. Next: measure/cases.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-STAGES = {"ceilings": 0.06, "tests": 0.2, "kernels": 0.12, "convolutions": 0.12, "steps": 0.25, "torch": 0.25}
-# "training" comes last and gets all that the others leave; each of them may take its share, and what was left before it
-LINES = 60
+PLANS = {
+    "find": (("smoke", "kernels", "tests"), 200),
+    "measure": (("steps", "convolutions", "torch", "ceilings", "training"), 420),
+}
+SHARES = {"smoke": 3, "kernels": 4, "tests": 7, "steps": 6, "convolutions": 3, "torch": 5, "ceilings": 1, "training": 9}
+LINES = 60  # of the table
+BROKEN, SKIPPED = 3, 4  # exit statuses of a stage: the CUDA context is broken, and it does not apply here
+GRACE = 10  # seconds that a stage gets to end by itself, once its time is up
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages and print the table; 0 if every stage that ran has succeeded, and no result is wrong."""
+    """Run the stages and print the table; 0 if every stage has run to its end, and no result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for one JSON file per stage and table.txt")
-    parser.add_argument("--budget", type=float, default=540, help="seconds for everything (default: 540)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for PLAN.jsonl and PLAN.txt")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--plan", choices=PLANS, help="what is wrong, or how fast is it?")
+    what.add_argument("--stages", nargs="+", choices=SHARES, help="these only")
+    parser.add_argument("--budget", type=float, help="seconds for everything (default: the plan's; for --stages: 200)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the simulated GPU")
     parser.add_argument("--tiny", action="store_true", help="sizes for a trial of this script, not for figures")
-    parser.add_argument("--stages", nargs="+", choices=[*STAGES, "training"], default=[*STAGES, "training"])
     parser.add_argument("--data-dir", default="data", help="where the CIFAR-10 files are")
     args = parser.parse_args(arguments)
+    stages, seconds = PLANS[args.plan] if args.plan else (tuple(dict.fromkeys(args.stages)), 200)
     args.out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + args.budget
-    for stage in args.stages:
-        remaining = end - time.monotonic()
-        limit = remaining if stage == "training" else min(remaining, STAGES[stage] * args.budget)
-        run_stage(stage, args, limit)
-    records = [read(args.out / f"{stage}.json") for stage in args.stages]
+    path = args.out / f"{args.plan or 'check'}.jsonl"
+    path.write_text("")
+    end = time.monotonic() + (args.budget or seconds)
+    for i, stage in enumerate(stages):
+        share = SHARES[stage] / sum(SHARES[later] for later in stages[i:])
+        run_stage(stage, path, args, share * (end - time.monotonic()))
+    records = read(path)
     text = "\n".join(table(records)[:LINES])
-    (args.out / "table.txt").write_text(text + "\n")
-    print(text)
-    failed = any(record["status"] not in ("done", "skipped") for record in records)
-    wrong = any(row.get("wrong") for record in records for row in record["rows"])
-    return int(failed or wrong)
+    path.with_suffix(".txt").write_text(text + "\n")
+    print("\n".join([text, *faults(records)]))
+    failed = any(record["status"] == "failed" for record in records.values())
+    return int(failed or any(row.get("wrong") for record in records.values() for row in record["rows"]))
 
 
-def run_stage(stage: str, args: argparse.Namespace, limit: float) -> None:
-    """Run one stage in a process of its own; whatever happens, its JSON file says so."""
-    path = args.out / f"{stage}.json"
-    path.unlink(missing_ok=True)
-    if limit < 1:
-        write(path, {"stage": stage, "status": "skipped", "reason": "no time was left", "rows": []})
-        return
+def run_stage(stage: str, path: Path, args: argparse.Namespace, limit: float) -> None:
+    """Run one stage, in as many processes as it takes; whatever happens, its last line in `path` says how it went."""
+    start = time.monotonic()
     print(f"== {stage} (at most {limit:.0f} s)", flush=True)
-    command = [sys.executable, "-m", "minires.measure", stage, "--out", str(path), "--device", args.device]
-    command += ["--seconds", f"{limit:.0f}", "--data-dir", args.data_dir, *["--tiny"] * args.tiny]
-    start, stderr = time.monotonic(), ""
-    try:
-        done = subprocess.run(command, text=True, capture_output=True, timeout=limit, check=False)
-        stderr = done.stderr
-        failure = None if done.returncode == 0 else (stderr.strip().splitlines() or ["no message"])[-1]
-    except subprocess.TimeoutExpired:
-        failure = f"stopped after {limit:.0f} s"
-    record = read(path)
-    if failure:
-        record |= {"status": "failed", "reason": failure[:300]}
-        if stderr:
-            record["stderr"] = stderr[-4000:]
-    write(path, record | {"stage": stage, "seconds": round(time.monotonic() - start, 1)})
+    status, reason = _run_cases(stage, path, args, start + limit)
+    seconds = time.monotonic() - start
+    append(path, stage=stage, status=status, seconds=round(seconds, 1), reason=reason)
+    print(f"-- {stage}: {status}, {seconds:.0f} s" + f" ({reason})" * bool(reason), flush=True)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The record of a stage; an empty one if it left none."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {"stage": path.stem, "status": "failed", "reason": "left no result", "rows": []}
+def _run_cases(stage: str, path: Path, args: argparse.Namespace, end: float) -> tuple[str, str]:
+    """(status, reason) of a stage that may run until `end`."""
+    skip, traced = 0, False  # the cases that are done; whether the case in hand is run again, to see where it fails
+    with tempfile.TemporaryDirectory() as folder:
+        progress = Path(folder) / "progress"
+        while (left := end - time.monotonic()) > 2:
+            progress.write_text(json.dumps([skip, None]))
+            options = {"out": path, "progress": progress, "skip": skip, "count": 1 if traced else 10**6}
+            options |= {"seconds": f"{left:.1f}", "device": args.device, "data-dir": args.data_dir}
+            ended = _run_process(
+                stage, options, args.tiny, left + GRACE, {"CUDA_LAUNCH_BLOCKING": "1"} if traced else {}
+            )
+            done, running = json.loads(progress.read_text())
+            if ended.status == 0 and not traced:
+                return "done", ""
+            if ended.status == SKIPPED:
+                return "skipped", ended.last_line
+            if running is not None:  # it did not live to write its row
+                text = f"{running}: {ended.how}"
+                append(path, stage=stage, case=running, text=text, wrong=True, traceback=ended.stderr[-4000:])
+                done += 1
+            elif ended.status not in (0, BROKEN):
+                append(path, stage=stage, traceback=ended.stderr[-4000:])
+                return "failed", ended.last_line or ended.how
+            # A broken context is noticed some launches too late; with every launch waited for, it is noticed in place.
+            traced = ended.status == BROKEN and not traced
+            skip = done - 1 if traced else done
+    return "failed", "no time was left for all cases"
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record."""
-    path.write_text(json.dumps(record, indent=1) + "\n")
+class Ended(NamedTuple):
+    """How a process ended: its exit status, that in words, and what it wrote to stderr."""
+
+    status: int
+    how: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """What it said last."""
+        return (self.stderr.strip().splitlines() or [""])[-1][:300]
 
 
-def table(records: list[dict[str, Any]]) -> list[str]:
+def _run_process(stage: str, options: dict[str, Any], tiny: bool, limit: float, environment: dict[str, str]) -> Ended:
+    """One process of a stage. It is killed after `limit` seconds, and with it all that it has started."""
+    command = [sys.executable, "-X", "faulthandler", "-m", "minires.measure", stage, *["--tiny"] * tiny]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    # Not a pipe: what the process has started may live longer, and hold its end open.
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True, env={**os.environ, **environment}
+        )
+        try:
+            status = process.wait(limit)
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        except subprocess.TimeoutExpired:
+            how = f"killed after {limit:.0f} s"
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        file.seek(0)
+        stderr = file.read()
+    if "Timeout (" in stderr:  # of faulthandler
+        how = "it hangs: its time was up, and the traceback shows where it was"
+    return Ended(process.returncode, how, stderr)
+
+
+def append(path: Path, **line: Any) -> None:
+    """One more line of a record."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The record by stage: "status", "seconds" and "reason" of each, its "rows", and its "machine"."""
+    records: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # half a line, of a process that was killed
+            row = json.loads(line)
+            record = records.setdefault(row.pop("stage"), {"status": "failed", "rows": []})
+            if "text" in row:
+                record["rows"].append(row)
+            else:
+                record |= row
+    return records
+
+
+def table(records: dict[str, dict[str, Any]]) -> list[str]:
     """Lines for a reader: every stage with its status; then its rows, the most important ones if there are too many."""
-    machine = next((r["machine"] for r in records if "machine" in r), {})
+    machine = next((r["machine"] for r in records.values() if "machine" in r), {})
     lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
     room = LINES - 1 - 2 * len(records)
-    by_name = {record["stage"]: record for record in records}
-    other = {tuple(row["case"]): row for row in by_name.get("torch", {}).get("rows", []) if "milliseconds" in row}
-    for record in records:
-        reason = f": {record['reason']}" if record.get("reason") else ""
-        lines.append(f"-- {record['stage']}: {record['status']}, {record.get('seconds', 0):.0f} s{reason}")
-        if record["stage"] == "torch" and "steps" in by_name:
-            continue  # beside our own steps
-        share = {"steps": 22, "kernels": 14}.get(record["stage"], 7)
-        rows = record.get("rows", [])
+    torch_rows = records.get("torch", {}).get("rows", [])
+    other = {tuple(row["key"]): row for row in torch_rows if "key" in row and not row["compiled"]}
+    for stage, record in records.items():
+        rows, reason = record["rows"], f": {record['reason']}" if record.get("reason") else ""
+        lines.append(f"-- {stage}: {record['status']}, {record.get('seconds', 0):.0f} s{reason}")
         wrong = [row for row in rows if row.get("wrong")]
+        if stage == "torch" and "steps" in records:  # eager PyTorch stands beside our own steps
+            rows = [row for row in rows if row.get("compiled") or row in wrong]
+        share = {"steps": 22, "kernels": 14}.get(stage, 8)
         shown = (wrong + [row for row in rows if row not in wrong])[: min(share, room)]
         room -= len(shown)
         for row in shown:
             text = row["text"]
-            if record["stage"] == "steps" and "milliseconds" in row and (torch := other.get(tuple(row["case"]))):
+            if stage == "steps" and "milliseconds" in row and (torch := other.get(tuple(row["key"]))):
                 text += (
                     f"; torch {torch['milliseconds']:.2f} ms, ratio {row['milliseconds'] / torch['milliseconds']:.2f}; "
                     f"memory {row['megabytes']:.0f} / {torch['megabytes']:.0f} MB"
                 )
-            lines.append(f"   {'WRONG ' * bool(row.get('wrong'))}{text}")
+            lines.append(f"   {'WRONG ' * bool(row.get('wrong'))}{text[:230]}")
         if len(shown) < len(rows):
-            lines.append(f"   ... {len(rows) - len(shown)} more in {record['stage']}.json")
+            lines.append(f"   ... {len(rows) - len(shown)} more rows in the record")
     return lines
+
+
+def faults(records: dict[str, dict[str, Any]], most: int = 5, lines: int = 24) -> Sequence[str]:
+    """What is known of the first faults: the ends of their tracebacks."""
+    found = [(stage, row) for stage, record in records.items() for row in record["rows"] if row.get("wrong")]
+    found += [(stage, {"case": "the stage itself", **r}) for stage, r in records.items() if r.get("traceback")]
+    text = []
+    for stage, row in found[:most]:
+        detail = row.get("traceback") or json.dumps(row.get("outputs", ""), indent=1)
+        text += [f"\n>> {stage}, {row.get('case', '')}", *detail.strip().splitlines()[-lines:]]
+    if len(found) > most:
+        text.append(f"\n... and {len(found) - most} more in the record")
+    return text
 
 
 if __name__ == "__main__":

@@ -1,133 +1,268 @@
-"""The one command for a machine with a GPU: run whole on the simulated one, and with stages that fail."""
+"""The one command for a machine with a GPU, on the simulated one: with faults planted in a copy of the package, which
+its report must show so that they can be mended; and how it divides its time.
+
+Both plans run whole in .ci/run.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import minires as mr
 from minires.kernels.cuda import check, simulator
-from minires.measure import stages
+from minires.measure import tools
+from minires.measure.cases import breaks_the_context
 
-
-@pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
-def test_the_whole_command_runs_on_the_simulated_gpu(tmp_path, capsys):
-    status = check.main(["--out", str(tmp_path), "--budget", "240", "--device", "cpu", "--tiny"])
-    text = capsys.readouterr().out
-    assert status == 0, text
-    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert set(records) == {*check.STAGES, "training"}
-    for stage in ("ceilings", "tests", "kernels", "convolutions", "steps"):
-        assert records[stage]["status"] == "done", records[stage]
-        assert records[stage]["rows"]
-    assert records["torch"]["status"] in ("done", "skipped")
-    assert records["training"]["status"] == "skipped"
-    assert "simulated GPU" in text
-    assert len((tmp_path / "table.txt").read_text().splitlines()) <= 60
-    assert "WRONG" not in text
-    steps = records["steps"]["rows"]
-    assert [row["graph"] for row in steps] == [True, False]
-    assert all(row["milliseconds"] > row["floor_milliseconds"] > 0 for row in steps)
+ROOT = Path(mr.__file__).parents[1]
+needs_compiler = pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
 
 
 @pytest.fixture
-def args(tmp_path):
-    return SimpleNamespace(out=tmp_path, device="cpu", tiny=True, data_dir="data")
+def checkout(tmp_path):
+    """A copy of the package, and of a test, in which faults may be planted."""
+    shutil.copytree(ROOT / "minires", tmp_path / "minires", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
 
 
-def test_a_stage_that_fails_or_hangs_is_noted(args, monkeypatch):
-    def hang(command, timeout, **options):
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    path = args.out / "kernels.json"
-    monkeypatch.setattr(check.subprocess, "run", hang)
-    check.run_stage("kernels", args, 5)
-    assert check.read(path)["reason"] == "stopped after 5 s"
-
-    def crash(command, **options):
-        check.write(path, {"stage": "kernels", "status": "running", "rows": [{"text": "one row"}]})
-        return SimpleNamespace(returncode=1, stderr="Traceback\nValueError: broken\n")
-
-    monkeypatch.setattr(check.subprocess, "run", crash)
-    check.run_stage("kernels", args, 5)
-    record = check.read(path)
-    assert (record["status"], record["reason"]) == ("failed", "ValueError: broken")
-    assert record["rows"] == [{"text": "one row"}]  # what it had found stays
-    check.run_stage("kernels", args, 0.5)
-    assert check.read(path)["reason"] == "no time was left"
+def plant(checkout, file, text, fault):
+    path = checkout / file
+    code = path.read_text()
+    assert text in code, f"{file} no longer contains {text!r}: bring the fault up to date"
+    path.write_text(code.replace(text, fault, 1))
 
 
-def test_one_failing_stage_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    seen = []
-
-    def run(command, **options):
-        seen.append(command[3])
-        return SimpleNamespace(returncode=1, stderr="boom")
-
-    monkeypatch.setattr(check.subprocess, "run", run)
-    assert check.main(["--out", str(tmp_path), "--device", "cpu", "--tiny"]) == 1
-    assert seen == [*check.STAGES, "training"]
-    assert capsys.readouterr().out.count("failed") == 7
-
-
-def test_a_wrong_result_is_a_failure(tmp_path, monkeypatch, capsys):
-    def run(command, **options):
-        path = tmp_path / f"{command[3]}.json"
-        check.write(path, {"stage": command[3], "status": "done", "rows": [{"text": "relu", "wrong": True}]})
-        return SimpleNamespace(returncode=0, stderr="")
-
-    monkeypatch.setattr(check.subprocess, "run", run)
-    assert check.main(["--out", str(tmp_path), "--stages", "kernels"]) == 1
-    assert "WRONG relu" in capsys.readouterr().out
+def run(checkout, *arguments):
+    """(exit status, what it printed, the record by stage) of the check in `checkout`."""
+    out = checkout / "out"
+    command = [sys.executable, "-m", "minires.kernels.cuda.check", "--device", "cpu", "--tiny", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run([*command, *arguments], cwd=checkout, env=environment, text=True, capture_output=True)
+    assert not done.stderr
+    (record,) = out.glob("*.jsonl")
+    assert record.with_suffix(".txt").read_text() in done.stdout.replace("\r", "")
+    return done.returncode, done.stdout, check.read(record)
 
 
-def test_the_table_has_sixty_lines_at_most_and_puts_torch_beside_our_steps():
-    rows = [{"text": f"row {i}", "case": [i, 1, "tf32"], "milliseconds": 2.0, "megabytes": 10} for i in range(100)]
-    torch = [{"text": "torch", "case": [3, 1, "tf32"], "milliseconds": 4.0, "megabytes": 20}]
-    records = [{"stage": s, "status": "done", "rows": rows} for s in check.STAGES if s != "torch"]
-    records.append({"stage": "torch", "status": "done", "rows": torch})
-    lines = check.table(records)
-    assert len(lines[: check.LINES]) <= 60
+@needs_compiler
+def test_faults_of_every_kind_cost_their_own_case_only_and_can_be_mended_from_the_report(checkout):
+    cuda = "minires/kernels/cuda"
+    plant(checkout, f"{cuda}/elementwise.cu", "v.v[k] > 0.0f || v.v[k] != v.v[k]", "v.v[k] > 0.5f")  # wrong
+    for name, fault in {
+        "max_pool2d": "import time; x.dtype == 'bfloat16' or time.sleep(60)",  # a hang
+        "avg_pool2d": "import os, signal; x.dtype == 'bfloat16' or os.kill(os.getpid(), signal.SIGSEGV)",  # a crash
+        "global_avg_pool2d": "if x.dtype != 'bfloat16': raise ValueError('no such luck')",  # an exception
+    }.items():
+        head = f"def {name}(x: Array" + (
+            ") -> Array:" if "global" in name else ", kernel: Two, stride: Two, padding: Two) -> Array:"
+        )
+        plant(checkout, f"{cuda}/pooling.py", head + "\n", f"{head}\n    {fault}\n")
+    lost = "raise RuntimeError('cudaErrorIllegalAddress: an illegal memory access was encountered')"
+    plant(checkout, f"{cuda}/images.py", '"""See reference.crop_and_flip."""', lost)
+    status, printed, records = run(checkout, "--stages", "kernels", "--budget", "24")
+    assert status == 1
+    rows = records["kernels"]["rows"]
+    by_case = {row["case"]: row for row in rows}
+    assert records["kernels"]["status"] == "done"
+
+    wrong = by_case["relu"]
+    assert wrong["wrong"]
+    (output,) = wrong["outputs"]
+    assert output["got"] == 0 < output["expected"] < 0.5
+    assert f"first at {tuple(output['first_bad'])}: got 0, expected" in printed
+    hang = by_case["max_pool2d"]
+    assert "it hangs" in hang["text"]
+    assert 'pooling.py", line' in hang["traceback"]
+    crash = by_case["avg_pool2d"]
+    assert "killed by SIGSEGV" in crash["text"]
+    assert 'pooling.py", line' in crash["traceback"]
+    exception = by_case["global_avg_pool2d"]
+    assert "ValueError: no such luck" in exception["text"]
+    assert 'pooling.py", line' in exception["traceback"]
+    illegal = [row for row in rows if row["case"] == "crop_and_flip"]
+    assert len(illegal) == 2, "once more, with every launch waited for"
+    assert all("cudaErrorIllegalAddress" in row["text"] for row in illegal)
+    assert "images.py" in illegal[1]["traceback"]
+    faulty = {"relu", "relu bf16", "max_pool2d", "avg_pool2d", "global_avg_pool2d", "crop_and_flip"}
+    assert {row["case"] for row in rows if row.get("wrong")} == faulty
+    assert not by_case["normalize"].get("wrong"), "the last case was reached"
+    for text in ("ValueError: no such luck", "killed by SIGSEGV", "it hangs", ">> kernels, relu"):
+        assert text in printed
+    assert "-- kernels: done, " in printed
+
+
+@needs_compiler
+def test_tests_that_fail_or_crash_have_a_row_each(checkout):
+    (checkout / "tests/kernels/cuda").mkdir(parents=True)
+    shutil.copy(ROOT / "tests/conftest.py", checkout / "tests")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / "tests/kernels/cuda/test_graph.py").write_text(
+        "import os, signal\n"
+        "import pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_real_one():\n    pass\n"
+        "def test_real_two():\n    value = 6 * 7\n    assert value == 54, 'six by nine'\n"
+        "def test_real_three():\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "def test_real_four():\n    raise RuntimeError('CUDA_ERROR_ILLEGAL_ADDRESS')\n"
+        "def test_real_five():\n    pytest.skip('not today')\n"
+        "def test_real_six():\n    pass\n"
+    )
+    status, printed, records = run(checkout, "--stages", "tests", "--budget", "60")
+    assert status == 1
+    rows = records["tests"]["rows"]
+    names = [row["case"].rpartition("::")[2] for row in rows]
+    assert names == ["test_real_two", "test_real_three", "test_real_four", "test_real_four", "pytest"]
+    assert "AssertionError: six by nine" in rows[0]["text"]
+    assert "assert value == 54" in rows[0]["traceback"]
+    assert "killed by SIGSEGV" in rows[1]["text"]
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in rows[2]["text"]
+    assert (rows[-1]["passed"], rows[-1]["skipped"], rows[-1]["failed"]) == (1, 1, 0)  # five and six
+    assert "six by nine" in printed
+
+
+@needs_compiler
+def test_a_stage_that_does_not_begin_says_why_and_the_others_run(checkout):
+    plant(
+        checkout,
+        "minires/measure/find.py",
+        "    bandwidth = copy_bandwidth(cases.tiny)\n",
+        "    boom = no_such_thing\n",
+    )
+    plant(
+        checkout, "minires/measure/speed.py", '    cases.run("copy"',
+        "    import subprocess\n    subprocess.Popen(['sleep', '4321'])\n    cases.run(\"copy\"",
+    )  # fmt: skip
+    status, printed, records = run(checkout, "--stages", "kernels", "ceilings", "--budget", "60")
+    assert status == 1
+    assert records["kernels"]["status"] == "failed"
+    assert "no_such_thing" in records["kernels"]["reason"]
+    assert "boom = no_such_thing" in records["kernels"]["traceback"]
+    assert "boom = no_such_thing" in printed
+    assert records["ceilings"]["status"] == "done"
+    assert [row["case"] for row in records["ceilings"]["rows"]][:2] == ["copy", "product fp32"]
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"sleep\x004321" in _bytes(p)]
+    assert not left, "what a stage has started does not outlive it"
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def test_without_a_gpu_it_says_so(tmp_path, capsys):
+    if mr.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert check.main(["--out", str(tmp_path), "--stages", "ceilings"]) == 1
+    (record,) = check.read(tmp_path / "check.jsonl").values()
+    assert record["status"] == "failed"
+    assert mr.cuda.why_not() in record["reason"]
+    assert mr.cuda.why_not() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plan", check.PLANS)
+def test_stages_share_the_time_that_is_left(plan, tmp_path, monkeypatch):
+    limits, clock = {}, [0.0]
+    monkeypatch.setattr(check, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
+
+    def run_stage(stage, path, args, limit):
+        limits[stage] = limit
+        clock[0] += limit / 2  # each leaves half of its time to those after it
+
+    monkeypatch.setattr(check, "run_stage", run_stage)
+    assert check.main(["--out", str(tmp_path), "--plan", plan]) == 0
+    stages, budget = check.PLANS[plan]
+    assert list(limits) == list(stages)
+    left = budget
+    for i, stage in enumerate(stages):
+        assert limits[stage] == pytest.approx(left * check.SHARES[stage] / sum(check.SHARES[s] for s in stages[i:]))
+        left -= limits[stage] / 2
+    check.main(["--out", str(tmp_path), "--stages", "tests", "--budget", "240"])
+    assert limits["tests"] == 240, "alone it may take everything"
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_a_process_that_does_not_stop_by_itself_is_killed(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho so far >&2\nsleep 100 &\nwait\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    start = time.monotonic()
+    ended = check._run_process("kernels", {}, False, 1, {})
+    assert (ended.how, ended.last_line) == ("killed after 1 s", "so far")
+    assert time.monotonic() - start < 30
+
+
+def test_the_table_has_sixty_lines_at_most_and_puts_torch_beside_our_steps(tmp_path):
+    path = tmp_path / "check.jsonl"
+    key = {"milliseconds": 2.0, "megabytes": 10}
+    for stage in check.SHARES:
+        for i in range(100):
+            more = {"compiled": False, "milliseconds": 4.0, "megabytes": 20} if stage == "torch" else key
+            check.append(path, stage=stage, case=str(i), text=f"row {i}", key=[i, 1, "tf32"], **more)
+        check.append(path, stage=stage, status="done", seconds=1, reason="")
+    with path.open("a") as file:
+        file.write('{"stage": "kernels", "case"')  # killed while writing
+    lines = check.table(check.read(path))
+    assert len(lines) <= 60
     assert any("row 3; torch 4.00 ms, ratio 0.50; memory 10 / 20 MB" in line for line in lines)
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
-    from minires.device import cuda
-
-    if cuda.is_available():
-        pytest.skip("there is a GPU")
-    assert check.main(["--out", str(tmp_path), "--stages", "ceilings"]) == 1
-    assert check.read(tmp_path / "ceilings.json")["reason"].startswith(("CuPy", "no NVIDIA"))
-
-
-def test_a_time_is_the_median_of_calls_after_the_first(monkeypatch):
-    """Rounds of 4 calls: 1000 ms for the first call of all, then 2 ms each in the first round, 3 ms in the next, ..."""
-    clock, calls = 0.0, -1
-
-    class Event:
-        def record(self):
-            self.at = clock
-
-        def synchronize(self):
-            pass
-
-    def function():
-        nonlocal clock, calls
-        clock += 1000 if calls < 0 else 2 + calls // 4
-        calls += 1
-
-    events = SimpleNamespace(Event=Event, get_elapsed_time=lambda begin, end: end.at - begin.at)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=events))
-    assert stages.milliseconds(function, tiny=False, repeat=4, rounds=5) == 4
-    assert calls == 20
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("cudaErrorIllegalAddress: an illegal memory access was encountered", True),
+        ("CUDA_ERROR_MISALIGNED_ADDRESS: misaligned address", True),
+        ("cudaErrorLaunchFailure: unspecified launch failure", True),
+        ("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure", True),
+        ("cudaErrorMemoryAllocation: out of memory", False),
+        ("cudaErrorStreamCaptureUnsupported", False),
+    ],
+)
+def test_which_errors_break_the_context(text, lost):
+    assert breaks_the_context(text) == lost
 
 
-def test_a_wrong_result_is_seen():
-    ones = np.ones(4, np.float32)
-    assert stages.difference(ones, ones) == 0
-    assert stages.difference((ones, 2 * ones), (ones, ones)) == pytest.approx(1)
-    assert stages.difference(0 * ones, ones) == pytest.approx(1)
+def test_what_is_wrong_with_an_output_is_said():
+    expected = np.arange(1.0, 13).reshape(3, 4)
+    got = expected.astype(np.float32)
+    (row,) = tools.outputs(got, expected, ["y"], 1e-5)
+    assert not row["wrong"]
+    got[1, 2], got[2, 0] = 70, np.nan
+    (row,) = tools.outputs(got, expected, ["y"], 1e-5)
+    assert (row["wrong"], row["nans"], row["bad"], row["first_bad"]) == (True, 1, 2, (1, 2))
+    assert tools.described([row]).endswith("2 of 12 bad, 1 NaN, first at (1, 2): got 70, expected 7")
+    rows = tools.outputs((expected, expected[:2]), (expected, expected), ["y", "dx"], 1e-5)
+    assert tools.described(rows) == "dx has shape (2, 4), expected (3, 4)"
+    assert tools.outputs(0 * expected, expected, ["y"], 1e-5)[0]["error"] == pytest.approx(1)
+    json.dumps(rows)
+
+
+def test_a_time_is_the_median_of_rounds_and_of_a_replayed_graph(any_gpu, monkeypatch):
+    import cupy
+
+    x = cupy.zeros(8, dtype="float32")
+    assert tools.milliseconds(lambda: x.__iadd__(1), tiny=False, repeat=4, rounds=3) > 0
+    # once to warm up, and (once more, and in 3 rounds) 4 times each
+    assert x.tolist() == [1 + 4 * 4] * 8
+    if isinstance(any_gpu, simulator.Gpu):
+        assert any_gpu.launches["graph"] == 4
+    y = cupy.zeros(8, dtype="float32")
+    assert tools.milliseconds(lambda: float(y.__iadd__(1)[0]), tiny=False, repeat=2, rounds=3) > 0, "not recordable"
+
+
+def test_random_numbers_are_random(any_gpu):
+    x = tools.random((3, 5, 7))
+    assert x.shape == (3, 5, 7)
+    assert len(np.unique(x.get())) > 100
+    large = tools.random(((1 << 22) + 10,))
+    assert (large[:10].get() == large[-10:].get()).all()

@@ -1,0 +1,318 @@
+"""The stages that look for what is wrong: smoke, kernels, tests.
+
+Reading order: after tools.py. Next: speed.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minires as mr
+from minires import kernels, models, optim
+from minires.kernels import cuda, reference
+from minires.kernels.cuda import blas, launch
+from minires.kernels.cuda.graph import Recorder, RecordingError
+from minires.measure.cases import Cases, Skipped
+from minires.measure.machine_code import variants
+from minires.measure.tools import copy_bandwidth, described, free_memory, milliseconds, outputs, precisions, random
+from minires.train import DeviceStep
+
+ROOT = Path(mr.__file__).parents[1]  # of the repository, if minires runs out of one
+TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # of a product of matrices, in L2 norm; tf32 may be truncated
+
+
+def compared(got: Any, expected: Any, names: str, tolerance: float, text: str = "") -> dict[str, Any]:
+    """The values of a row on `got`, one or several outputs called `names`, against what is expected."""
+    found = outputs(got, expected, names.split(), tolerance)
+    wrong = any(row["wrong"] for row in found)
+    return {"text": f"{text} {described(found)}".strip(), "outputs": found, "wrong": wrong}
+
+
+# Smoke: is what everything else rests on there, and does it do what it should? ------------------------------
+
+
+def smoke(cases: Cases) -> None:
+    """Versions; each variant of each file loaded; matrix products; recording; recorded steps in each precision."""
+    cases.run("versions", _versions)
+    known = precisions()
+    for file, defines in variants(tiny=cases.tiny):
+        if kernels.PRECISIONS[defines.get("PRECISION", 0)] in known:
+            name = " ".join([file, *(f"{key}={value}" for key, value in defines.items())])
+            cases.run(f"load {name}", functools.partial(_loaded, file, defines, name))
+    for precision in known:
+        cases.run(f"gemm {precision}", functools.partial(_gemm, precision, 24 if cases.tiny else 256))
+        cases.run(f"stacked gemm {precision}", functools.partial(_stacked_gemm, precision))
+    cases.run("record and replay", _recorded)
+    cases.run("a refused recording", _refused)
+    for precision in known:
+        cases.run(f"recorded steps {precision}", functools.partial(recorded_steps, precision, cases.tiny), limit=16)
+
+
+def _versions() -> dict[str, Any]:
+    info, libraries = mr.info(), ""
+    with suppress(ImportError, AttributeError):  # the simulated CuPy has none
+        libraries = str(importlib.import_module("cupyx").get_runtime_info())
+    cublas = getattr(blas.library(), "_name", "simulated")  # the path of the library
+    return {"text": f"NumPy {info['versions']['numpy']}, cuBLAS {cublas}", "info": info, "libraries": libraries}
+
+
+def _loaded(file: str, defines: dict[str, Any], name: str) -> dict[str, Any]:
+    found = {}
+    for kernel in launch.program(file, **defines).values():
+        function = kernel._module.get_function(kernel.name)
+        attributes = ("num_regs", "local_size_bytes", "shared_size_bytes")  # of registers, spilled, shared
+        found[kernel.name] = {a: getattr(function, a) for a in attributes if hasattr(function, a)}
+    spilled = [k for k, values in found.items() if values.get("local_size_bytes")]
+    most = max((values.get("num_regs", 0) for values in found.values()), default=0)
+    text = f"{name}: {len(found)} kernels, up to {most} registers" + f", SPILLS: {', '.join(spilled)}" * bool(spilled)
+    return {"text": text, "kernels": found}
+
+
+def _gemm(precision: str, n: int) -> dict[str, Any]:
+    import cupy
+
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    a, b = (random((n, n), dtype, seed) for seed in (0, 1))
+    c = cupy.empty((n, n), dtype="float32")
+    blas.matmul(*(blas.Matrix(m, n, n) for m in (a, b, c)), tf32=precision == "tf32")
+    expected = np.matmul(*(m.get().astype(np.float64) for m in (a, b)))
+    return compared(c, expected, "c", TOLERANCE[precision], f"gemm {precision}, {n}x{n}x{n}:")
+
+
+def _stacked_gemm(precision: str) -> dict[str, Any]:
+    """Three products at once, of matrices that lie inside larger ones, transposed, and added to what is there."""
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    a, b, c = random((3, 40, 32), dtype, 0), random((3, 24, 40), dtype, 1), random((3, 32, 48), "float32", 2)
+    left, right = a.get().astype(np.float64)[:, :, 8:], b.get().astype(np.float64)[:, 8:, :]
+    expected = c.get().astype(np.float64)
+    expected[:, 4:28, 16:32] += left.swapaxes(1, 2) @ right.swapaxes(1, 2)
+    blas.matmul(
+        blas.Matrix(a, 40, 24, offset=8, ld=32, stride=40 * 32).T,
+        blas.Matrix(b, 16, 40, offset=8 * 40, stride=24 * 40).T,
+        blas.Matrix(c, 24, 16, offset=4 * 48 + 16, ld=48, stride=32 * 48),
+        count=3, accumulate=True, tf32=precision == "tf32",
+    )  # fmt: skip
+    return compared(c, expected, "c", TOLERANCE[precision], f"stacked gemm {precision}, offsets, ld, accumulate:")
+
+
+def _recorded() -> dict[str, Any]:
+    """c += a b, then y = relu(c), recorded and replayed twice."""
+    import cupy
+
+    a, b, c = (random((64, 64), seed=seed) for seed in range(3))
+    y = cupy.empty(c.shape, dtype="float32")
+    left, right, total = (m.get().astype(np.float64) for m in (a, b, c))
+
+    def work() -> None:
+        blas.matmul(*(blas.Matrix(m, 64, 64) for m in (a, b, c)), accumulate=True)
+        y[...] = cuda.relu(c)
+
+    recorder = Recorder()
+    cupy.cuda.get_current_stream().synchronize()
+    with recorder.stream:
+        before = c.copy()
+        with recorder.memory():
+            work()
+        c[...] = before
+        recorder.record(work)
+        recorder.replay()
+        recorder.replay()
+        recorder.stream.synchronize()
+    total += 2 * left @ right
+    return compared((c, y), (total, np.maximum(total, 0)), "c relu(c)", 1e-5, "a graph, replayed twice:")
+
+
+def _refused() -> dict[str, Any]:
+    """What waits for the GPU is refused, and the stream can record afterwards."""
+    import cupy
+
+    x = random((100,))
+    expected = x.get().astype(np.float64) + 1
+    recorder, said = Recorder(), None
+    cupy.cuda.get_current_stream().synchronize()
+    with recorder.stream:
+        try:
+            recorder.record(lambda: float(x[0]))
+        except RecordingError as error:
+            said = str(error)
+        recorder.record(lambda: x.__iadd__(1))
+        recorder.replay()
+        recorder.stream.synchronize()
+    row = compared(x, expected, "x", 1e-6, f"refused: {said};")
+    return row | {"wrong": row["wrong"] or said is None}
+
+
+def recorded_steps(precision: str, tiny: bool) -> dict[str, Any]:
+    """Three steps of ResNet-20 after the two that warm up, as a graph and eager: the same losses, bit for bit."""
+    losses = [
+        step_losses(20, 2 if tiny else 8, precision, 8 if tiny else 32, graph, steps=5)[0] for graph in (True, False)
+    ]
+    same, finite = losses[0] == losses[1], bool(np.isfinite(losses).all())
+    text = f"5 steps of ResNet-20 in {precision}: losses {losses[0][0]:.4f} to {losses[0][-1]:.4f}"
+    text += f", graph and eager {'the same' if same else f'differ: {losses}'}"
+    return {"text": text, "wrong": not (same and finite), "losses": losses}
+
+
+def step_losses(
+    depth: int, batch: int, precision: str, size: int, graph: bool, steps: int
+) -> tuple[list[float], DeviceStep, Any, Any]:
+    """The losses of so many steps on one batch of random images, and the step with its batch to go on with."""
+    import cupy
+
+    mr.manual_seed(0)
+    model = models.build(depth, 10, zero_init_last=depth != 20).to("cuda")
+    x = random((batch, size, size, 3))
+    y = cupy.asarray(np.random.default_rng(0).integers(0, 10, batch))
+    kernels.use_precision(precision)
+    try:
+        step = DeviceStep(model, optim.SGD(model.parameters(), 0.01, 0.9), 0.0, graph=graph)
+        with step.active():
+            for _ in range(steps):
+                step(x, y, 0.01)
+            losses = [loss for loss, _ in step.read()]
+    finally:
+        kernels.use_precision("fp32")
+    return losses, step, x, y
+
+
+# Kernels ----------------------------------------------------------------------------------------------------
+
+
+def kernel_cases(tiny: bool) -> list[tuple]:
+    """(function of the contract, the names of its outputs, its arguments as NumPy arrays, the bytes it has to move);
+    and a fifth where the CUDA function takes more than the contract has: that, by name."""
+    rng = np.random.default_rng(0)
+    n, h, c = (2, 6, 8) if tiny else (256, 32, 64)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    x, residual, dy = (normal(n, h, h, c) for _ in range(3))
+    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    weight, bias = rng.uniform(0.5, 1.5, c).astype(np.float32), normal(c)
+    normalized = (mean, var, weight, bias, 1e-5, None)
+    x[abs(reference.batch_norm_apply(x, *normalized, False)) < 1e-2] += 0.1  # no sign shall hang on a rounding
+    y = reference.batch_norm_apply(x, *normalized, True)
+    logits, labels = normal(n, 10), rng.integers(0, 10, n)
+    probabilities = reference.cross_entropy(logits, labels, 0.1)[1]
+    flat = [normal(1000 if tiny else 16_000_000) for _ in range(3)]
+    images = rng.integers(0, 256, (n, h, h, 3), dtype=np.uint8)
+    offsets = [rng.integers(0, 9, n), rng.integers(0, 9, n), rng.integers(0, 2, n).astype(bool)]
+    window = ((3, 3), (2, 2), (1, 1))
+    pooled = reference.max_pool2d(x, *window)
+    features, classifier = normal(n, c), normal(c, 10)
+    adam = (1, 1e-3, 0.9, 0.999, 1e-8, 0.0, False)
+    size, vector = x.nbytes, np.float32([0.5, 0.4, 0.3])
+    gradients = "dx dweight dbias dresidual"
+    return [
+        ("batch_norm_statistics", "mean var", (x,), size),
+        ("batch_norm_apply", "y", (x, *normalized, True), 2 * size),
+        ("batch_norm_apply", "y", (x, mean, var, weight, bias, 1e-5, residual, True), 3 * size),
+        ("batch_norm_backward", gradients, (dy, x, y, mean, var, weight, 1e-5, True, True, False), 5 * size,
+         {"bias": bias}),
+        ("batch_norm_backward", gradients, (dy, x, y, mean, var, weight, 1e-5, True, True, True), 7 * size),
+        ("column_sum", "sum", (x,), size),
+        ("relu", "y", (x,), 2 * size),
+        ("relu_backward", "dx", (dy, y), 3 * size),
+        ("max_pool2d", "y", (x, *window), size + pooled.nbytes),
+        ("max_pool2d_backward", "dx", (pooled, x, pooled, *window), 2 * size + 2 * pooled.nbytes),
+        ("avg_pool2d", "y", (x, *window), size + pooled.nbytes),
+        ("avg_pool2d_backward", "dx", (pooled, x.shape, *window), size + pooled.nbytes),
+        ("global_avg_pool2d", "y", (x,), size),
+        ("global_avg_pool2d_backward", "dx", (features, x), size),
+        ("linear", "y", (features, classifier, logits[0]), features.nbytes),
+        ("linear_backward", "dx dweight dbias", (logits, features, classifier, True, True), 2 * features.nbytes),
+        ("cross_entropy", "loss probabilities", (logits, labels, 0.1), 2 * logits.nbytes),
+        ("cross_entropy_backward", "dlogits", (np.float32(2), probabilities, labels, 0.1), 2 * logits.nbytes),
+        ("sgd_update", "parameter gradient velocity", (*flat, 0.1, 0.9, 5e-4, True), 5 * flat[0].nbytes),
+        ("adam_update", "parameter gradient mean square", (*flat, abs(flat[0]), *adam), 7 * flat[0].nbytes),
+        ("update_running_statistics", "running_mean running_var", (bias, weight, mean, var, n, 0.1), 4 * bias.nbytes),
+        ("crop_and_flip", "images", (images, *offsets, 4), 2 * images.nbytes),
+        ("normalize", "images", (images, vector, vector), 5 * images.nbytes),
+    ]  # fmt: skip
+
+
+def kernel_times(cases: Cases) -> None:
+    """Each function of the contract: equal to the reference on the CPU, its time, and its share of a copy's bandwidth;
+    with activations in bfloat16 too, where there are any."""
+    bandwidth = copy_bandwidth(cases.tiny)
+    for case in kernel_cases(cases.tiny):
+        cases.run(case[0], functools.partial(_kernel, case, bandwidth, cases.tiny, "float32"))
+        if any(_is_activation(value) for value in case[2]) and "bf16" in precisions():
+            cases.run(f"{case[0]} bf16", functools.partial(_kernel, case, bandwidth, cases.tiny, "bfloat16"))
+        free_memory()
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 4 and value.dtype == np.float32
+
+
+def _kernel(case: tuple, bandwidth: float, tiny: bool, dtype: str) -> dict[str, Any]:
+    import cupy
+
+    name, names, arguments, moved, *more = case
+    keywords = {key: cupy.asarray(value) for key, value in (more[0] if more else {}).items()}
+    function = functools.partial(getattr(cuda, name), **keywords)
+    host, device = [], []
+    for value in arguments:
+        if isinstance(value, (np.ndarray, np.float32)):
+            value = np.asarray(value)
+            stored = cupy.asarray(value)
+            if dtype == "bfloat16" and _is_activation(value):
+                stored = stored.astype(dtype)
+                value = stored.get().astype(np.float32)
+            device.append(stored)
+            host.append(value.copy())
+        else:
+            device.append(value)
+            host.append(value)
+    got, expected = function(*device), getattr(reference, name)(*host)
+    if got is None:  # an update: what it has changed
+        count = len(names.split())
+        got, expected = tuple(a.copy() for a in device[:count]), tuple(host[:count])
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    row = compared(got, expected, names, tolerance)
+    got = expected = None
+    moved *= 0.5 if dtype == "bfloat16" else 1
+    ms = milliseconds(lambda: function(*device), tiny)
+    share = f"{1e5 * moved / ms / bandwidth:3.0f} % of a copy"
+    what = name if dtype == "float32" else f"{name} bf16"
+    text = f"{what:<30}{ms:8.3f} ms {moved / ms / 1e6:7,.0f} GB/s, {share}, {row['text']}"
+    return row | {"text": text, "milliseconds": ms, "bytes": moved}
+
+
+# Tests ------------------------------------------------------------------------------------------------------
+
+TESTS = (
+    "tests/kernels", "tests/functional/test_empty.py", "tests/train/test_device_step.py", "tests/data/test_loader.py",
+    "tests/examples/test_train_on_gpu.py",
+)  # fmt: skip
+
+
+def tests(cases: Cases) -> None:
+    """The tests of the CUDA path that need a GPU, in this process; a row for each that fails. The reference on CuPy,
+    some 190 tests more, is left to `pytest -m gpu`."""
+    if not (ROOT / "tests").is_dir():
+        raise Skipped(f"there are no tests in {ROOT}")
+    import pytest
+
+    from minires.measure.pytest_cases import TestCases
+
+    os.chdir(ROOT)
+    chosen = ["tests/kernels/cuda/test_graph.py"] if cases.tiny else [path for path in TESTS if Path(path).exists()]
+    plugin = TestCases(cases)
+    options = ["-q", "--tb=short", "--maxfail=15", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    options += ["-p", "no:faulthandler", "-m", "gpu", "-k", "cuda or real"]
+    pytest.main([*options, *chosen], plugins=[plugin])
+    counts = ", ".join(f"{count} {what}" for what, count in plugin.counts.items())
+    cases.row("pytest", f"{counts}, from test {cases.first + 1} on", **plugin.counts)
+
+
+STAGES = {"smoke": smoke, "kernels": kernel_times, "tests": tests}

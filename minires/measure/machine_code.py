@@ -1,0 +1,233 @@
+"""What the compiler makes of the CUDA kernels: registers, spills, shared memory, and the loops' machine code.
+
+    python -m minires.measure.machine_code             # every kernel of every variant, for sm_75 to sm_120
+    python -m minires.measure.machine_code --loops     # the loops on the tensor cores
+
+Needs no GPU, but CuPy, NVRTC and, for the loops, nvdisasm: pip install -e '.[cuda-compile]'.
+
+A multiprocessor has 65,536 registers. Two blocks of 256 threads fit if a thread has at most 128 of them, and only with
+two can one multiply while the other waits. A loop hides the latency of memory (some 500 cycles) if what it loads for
+the next step is not used before this step's last multiplication: at the first use a warp waits.
+
+Reading order: after speed.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minires.kernels.cuda import launch
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120")  # T4; A100; RTX 30; H100 and H200; RTX 50
+BEFORE_AMPERE = ("sm_75",)  # neither tf32 nor bf16 on the tensor cores
+TILES = (16, 32, 64, 128)
+
+
+def variants(tiny: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, definitions) of everything that the Python files ask for; `tiny`: of one of each kind."""
+    for file in ("batch_norm", "columns", "elementwise", "pooling"):
+        for activation in ("float", "bfloat16"):
+            for vector in (1, 4):
+                if not tiny or (file, activation, vector) == ("elementwise", "float", 4):
+                    yield file, {"ACTIVATION": activation, "VECTOR": vector}
+    for file in ("images", "loss", "optimizers"):
+        if not tiny or file == "loss":
+            yield file, {}
+    for file in ("convolution", "weight_gradient"):
+        for kind, activation in enumerate(("float", "float", "bfloat16")):
+            for tile in TILES:
+                if used(kind, tile) and (not tiny or (file, kind, tile) == ("convolution", 1, 64)):
+                    yield file, {"ACTIVATION": activation, "PRECISION": kind, "TILE_N": tile}
+
+
+def used(kind: int, tile: int) -> bool:
+    """Whether convolution.py takes tiles so wide in precision number `kind`."""
+    return True
+
+
+class Resources(NamedTuple):
+    """What a thread, and for `shared` a block, of a kernel takes."""
+
+    registers: int
+    spilled: int  # bytes
+    shared: int  # bytes
+
+
+def compiled(file: str, defines: dict[str, Any], architecture: str) -> tuple[bytes, dict[str, Resources]]:
+    """The machine code of a variant, compiled as CuPy does it, and what its kernels take.
+
+    Raises `RuntimeError` with the compiler's words.
+    """
+    from cupy.cuda import nvrtc
+
+    defines = {"ACTIVATION": "float", "VECTOR": 1, **defines}
+    text = launch.source(file, tuple(sorted((name, str(value)) for name, value in defines.items())))
+    options = (*launch.OPTIONS, f"-arch={architecture}", "--device-as-default-execution-space", "-ftz=true")
+    program = nvrtc.createProgram(text, f"{file}.cu", (), ())
+    try:
+        try:
+            nvrtc.compileProgram(program, (*options, "--ptxas-options=-v"))
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(nvrtc.getProgramLog(program)) from error
+        return nvrtc.getCUBIN(program) + b"\0", _resources(nvrtc.getProgramLog(program))
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _resources(log: str) -> dict[str, Resources]:
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())
+        shared = re.search(r"(\d+) bytes smem", part)
+        registers = int(re.search(r"Used (\d+) registers", part)[1])
+        found[part.partition("'")[0]] = Resources(registers, stores + loads, int(shared[1]) if shared else 0)
+    return found
+
+
+class Instruction(NamedTuple):
+    """An instruction of the GPU: its name, its operands as text."""
+
+    name: str
+    operands: list[str]
+
+    @property
+    def is_multiply(self) -> bool:
+        """On the tensor cores, or a multiply-add of floats."""
+        return self.name.startswith(("HMMA", "FFMA"))
+
+    def written(self) -> set[int]:
+        """Registers that it writes."""
+        if self.name.startswith(("ST", "BAR", "BRA", "RED", "ISETP", "FSETP", "PLOP", "BSYNC", "BSSY")):
+            return set()
+        return _registers(self.operands[0], self._width(0)) if self.operands else set()
+
+    def read(self) -> set[int]:
+        """Registers that it reads."""
+        first = 0 if not self.written() else 1
+        return set().union(*(_registers(text, self._width(i)) for i, text in enumerate(self.operands) if i >= first))
+
+    def _width(self, operand: int) -> int:
+        """How many registers in a row an operand names."""
+        if self.name.startswith("HMMA"):
+            return (4, 4, 2, 4)[operand]
+        if "[" in self.operands[operand]:
+            return 2  # an address
+        return 4 if ".128" in self.name else 2 if ".64" in self.name or "WIDE" in self.name else 1
+
+
+def _registers(operand: str, width: int) -> set[int]:
+    numbers = [int(number) for number in re.findall(r"\bR(\d+)", operand)]
+    return {number + i for number in numbers for i in range(width)}
+
+
+def disassembler() -> str | None:
+    """The path of nvdisasm, or None."""
+    if path := shutil.which("nvdisasm"):
+        return path
+    nvidia = importlib.util.find_spec("nvidia")
+    found = (
+        [p for root in nvidia.submodule_search_locations for p in Path(root).glob("*/bin/nvdisasm")] if nvidia else []
+    )
+    return str(found[0]) if found else None
+
+
+def main_loop(cubin: bytes, kernel: str) -> list[Instruction]:
+    """The instructions of the loop of `kernel` that multiplies, of one step.
+
+    Raises `RuntimeError` without nvdisasm, and `ValueError` where there is no such loop.
+    """
+    if (program := disassembler()) is None:
+        raise RuntimeError("there is no nvdisasm; install it with: pip install nvidia-cuda-nvdisasm")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([program, "-c", file.name], text=True, capture_output=True, check=True).stdout
+    code = text[text.index(f".text.{kernel}:") :].partition("\n\t.section")[0]
+    instructions, labels = [], {}
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)\s*(.*?)\s*;", line):
+            instructions.append(Instruction(match[1], [part.strip() for part in match[2].split(",") if part.strip()]))
+    loops = []
+    for i, instruction in enumerate(instructions):
+        if instruction.name.startswith("BRA"):
+            target = labels.get(re.search(r"\.L_x_\d+", instruction.operands[-1])[0], i + 1)
+            if target < i and any(x.is_multiply for x in instructions[target:i]):
+                loops.append(instructions[target : i + 1])
+    if not loops:
+        raise ValueError(f"{kernel} has no loop that multiplies")
+    return max(loops, key=lambda loop: sum(x.is_multiply for x in loop))
+
+
+def used_too_early(loop: list[Instruction]) -> list[tuple[int, int]]:
+    """(place of a load from memory, place of the first use of what it loads) in a loop, where the use comes before the
+    loop's last multiplication."""
+    last = max(i for i, instruction in enumerate(loop) if instruction.is_multiply)
+    early = []
+    for i, load in enumerate(loop):
+        if load.name.startswith("LDG"):
+            for j, instruction in enumerate(loop[i + 1 :], start=i + 1):
+                if instruction.read() & load.written():
+                    early += [(i, j)] if j < last else []
+                    break
+    return early
+
+
+def table() -> list[str]:
+    """Registers, spilled bytes and shared memory of all kernels, for all architectures, as Markdown."""
+    lines = [f"| kernel | {' | '.join(ARCHITECTURES)} |", "|---" * (1 + len(ARCHITECTURES)) + "|"]
+    for file, defines in variants():
+        tensor_cores = defines.get("PRECISION", 0) > 0
+        of = {a: compiled(file, defines, a)[1] for a in ARCHITECTURES if not (tensor_cores and a in BEFORE_AMPERE)}
+        what = " ".join(str(value) for value in defines.values())
+        for kernel in launch.parse(launch.source(file)):
+            cells = [_cell(of[a][kernel]) if a in of else "-" for a in ARCHITECTURES]
+            lines.append(f"| {kernel} {what} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(taken: Resources) -> str:
+    return f"{taken.registers}, {taken.spilled}, {taken.shared}"
+
+
+def loops() -> list[str]:
+    """The loops on the tensor cores, on an H100, as Markdown."""
+    lines = [
+        "| kernel | registers | instructions a step | multiplications | loads | used too early |",
+        "|---" * 6 + "|",
+    ]
+    for file, defines in variants():
+        if defines.get("PRECISION", 0):
+            cubin, resources = compiled(file, defines, "sm_90")
+            loop = main_loop(cubin, file)
+            multiplies, loads = (sum(x.name.startswith(n) for x in loop) for n in ("HMMA", "LDG"))
+            precision = ("fp32", "tf32", "bf16")[defines["PRECISION"]]
+            lines.append(
+                f"| {file}, {precision}, tile {defines['TILE_N']} | {resources[file].registers} | {len(loop)} | "
+                f"{multiplies} | {loads} | {len(used_too_early(loop))} |"
+            )
+    return lines
+
+
+def main() -> None:
+    """Print the table, or the loops."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--loops", action="store_true", help="the loops on the tensor cores instead")
+    args = parser.parse_args()
+    if not args.loops:
+        print("registers, spilled bytes, bytes of shared memory:\n")
+    print("\n".join(loops() if args.loops else table()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Tests as cases of a stage: a plugin of pytest that writes a row for each test that fails, at once.
+
+Reading order: after find.py, which uses it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minires.measure.cases import Cases
+
+
+class TestCases:
+    """Every test is a case, numbered as they are collected; `counts` says how many passed, failed and were skipped."""
+
+    __test__ = False  # no test itself, whatever its name
+
+    def __init__(self, cases: Cases):
+        self.cases = cases
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self._case: Any = None
+
+    @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        """Only those that this process is to run."""
+        items[:] = items[self.cases.first : self.cases.beyond]
+        self.cases.number = self.cases.first
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be imported."""
+        if report.failed:
+            self._failed(report)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A test begins."""
+        self._case = self.cases.case(nodeid)
+        self._case.__enter__()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Its set-up, the test itself, or its tear-down has ended."""
+        if report.failed:
+            self._failed(report)
+        elif report.when == "call" or report.skipped:
+            self.counts[report.outcome] += 1
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """It has ended."""
+        self._case.__exit__(None, None, None)
+
+    def _failed(self, report: Any) -> None:
+        self.counts["failed"] += 1
+        trace = report.longreprtext
+        said = [line[2:].strip() for line in trace.splitlines() if line.startswith("E ")] or trace.splitlines()[-1:]
+        self.cases.failed(report.nodeid, " ".join(said[:6]), trace)

@@ -1,0 +1,380 @@
+"""The stages that measure: steps, convolutions, torch, ceilings, training.
+
+Times are medians of several rounds between two events on the GPU, on random numbers (tools.py).
+
+Reading order: after find.py. Next: machine_code.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minires import kernels, models
+from minires.kernels import reference
+from minires.kernels.cuda import blas, convolution, graph
+from minires.kernels.cuda.precision import activation
+from minires.kernels.geometry import Geometry
+from minires.measure import roofline
+from minires.measure.cases import Cases, Skipped
+from minires.measure.find import ROOT, TOLERANCE, compared, step_losses
+from minires.measure.tools import copy_bandwidth, free_memory, milliseconds, precisions, random
+
+# Training steps ---------------------------------------------------------------------------------------------
+
+STEP_CASES = [  # depth, batch, precision; the cheapest first, then in the order of what is most wanted
+    (20, 128, "tf32"), (101, 512, "tf32"), (18, 512, "tf32"), (101, 128, "tf32"), (110, 128, "tf32"),
+    (101, 512, "bf16"), (18, 512, "bf16"), (101, 512, "fp32"), (50, 128, "tf32"), (101, 128, "bf16"),
+    (20, 128, "bf16"), (18, 512, "fp32"), (50, 512, "tf32"), (18, 128, "tf32"), (20, 512, "tf32"),
+]  # fmt: skip
+COMPILED_CASES = [(18, 512, "tf32"), (20, 128, "tf32"), (101, 512, "tf32"), (101, 512, "bf16")]
+
+
+def step_cases(tiny: bool) -> Sequence[tuple[int, int, str]]:
+    """What is timed."""
+    return [(20, 2, "tf32")] if tiny else STEP_CASES
+
+
+def step_times(cases: Cases) -> None:
+    """Training steps with SGD, as a graph and eager: their times, the peak of memory, the floor for comparison; and
+    whether they learn, and give the same losses."""
+    losses: dict[tuple, list[float]] = {}
+    for depth, batch, precision in step_cases(cases.tiny):
+        if precision in precisions():
+            for captured in (True, False):
+                name = f"ResNet-{depth} batch {batch} {precision} {'graph' if captured else 'eager'}"
+                run = functools.partial(_step, cases, (depth, batch, precision), captured, name, losses)
+                cases.run(name, run, needs=8, limit=24)
+                free_memory()
+
+
+def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, losses: dict) -> dict[str, Any]:
+    import cupy
+
+    depth, batch, precision = key
+    size = 8 if cases.tiny else 32
+    found, step, x, y = step_losses(depth, batch, precision, size, captured, steps=6)
+    kernels.use_precision(precision)
+    try:
+        with step.active():
+            ms = _milliseconds_of_steps(step, x, y, cases.tiny)
+            found += [loss for loss, _ in step.read()]
+    finally:
+        kernels.use_precision("fp32")
+    used = (cupy.get_default_memory_pool().total_bytes() + graph.pools_bytes()) / 1e6
+    floor = _floor(depth, size, batch, precision, cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+    text = (
+        f"{name}: {ms:.2f} ms, {1e3 * batch / ms:,.0f} images/s, {used:,.0f} MB, the floor is {1e3 * floor:.2f} ms, "
+        f"loss {found[0]:.3f} to {found[-1]:.3f}"
+    )
+    wrong = not np.isfinite(found).all() or found[-1] >= found[0]
+    if wrong:
+        text += ": IT DOES NOT LEARN"
+    other = losses.setdefault(key, found)
+    if other != found:
+        first = next(i for i, (a, b) in enumerate(zip(other, found)) if a != b)
+        text += f"; graph and eager DIFFER from step {first + 1} on: {other[first]!r}, {found[first]!r}"
+        wrong = True
+    return {
+        "text": text, "key": key, "graph": captured, "milliseconds": ms, "megabytes": used, "losses": found,
+        "floor_milliseconds": 1e3 * floor, "wrong": wrong,
+    }  # fmt: skip
+
+
+def _milliseconds_of_steps(step: Any, x: Any, y: Any, tiny: bool) -> float:
+    """The median time of a training step, inside `step.active()`."""
+    import cupy
+
+    rounds, repeat = (1, 1) if tiny else (5, 5)
+    times = []
+    for _ in range(rounds):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        for _ in range(repeat):
+            step(x, y, 0.01)
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(begin, end) / repeat)
+    return statistics.median(times)
+
+
+@functools.cache
+def _floor(depth: int, size: int, batch: int, precision: str, gpu: str) -> float:
+    model = models.build(depth, 10)
+    return roofline.step_cost(model, size, batch, precision, roofline.gpu_named(gpu), columns=False).seconds
+
+
+# Convolutions -----------------------------------------------------------------------------------------------
+
+
+def convolution_times(cases: Cases) -> None:
+    """Every convolution of the networks other than 1x1: forward and both gradients, with columns and without: their
+    times, and how far each is from float64."""
+    large = roofline.Layer("one large", (3, 3), 256, 256, (1, 1), (8, 8), (8, 8))
+    if not cases.tiny:  # long sums, many tiles, several waves of blocks
+        for precision in precisions():
+            run = functools.partial(_convolution_is_right, large, 128, precision)
+            cases.run(f"{_layer_name(large)}, batch 128, {precision}, against float64", run)
+    nets = [(20, 2)] if cases.tiny else [(18, 512), (101, 512), (101, 128), (20, 128)]
+    for batch, layer in _layers(nets, 8 if cases.tiny else 32):
+        for precision in precisions():
+            name = f"{precision} {_layer_name(layer)}, batch {batch}"
+            cases.run(name, functools.partial(_convolution, cases, layer, batch, precision, name))
+            free_memory()
+        if cases.tiny and layer.stride != (1, 1):
+            break
+
+
+def _layers(nets: Sequence[tuple[int, int]], image: int) -> Iterator[tuple[int, roofline.Layer]]:
+    """(batch, layer) of the convolutions that are no plain product, each shape once; the stems, of 3 channels, are left
+    out."""
+    seen = set()
+    for depth, batch in nets:
+        for layer in roofline.layers(models.build(depth, 10), image):
+            shape = (batch, layer.kernel, layer.channels, layer.outputs, layer.stride, layer.size)
+            if not layer.is_product and shape not in seen and layer.channels >= 8:
+                seen.add(shape)
+                yield batch, layer
+
+
+def _layer_name(layer: roofline.Layer) -> str:
+    kernel, stride = layer.kernel, layer.stride[0]
+    return f"{kernel[0]}x{kernel[1]}/{stride} {layer.channels}->{layer.outputs} at {layer.size[0]}"
+
+
+def _geometry(layer: roofline.Layer) -> Geometry:
+    return Geometry(layer.kernel, layer.stride, tuple(k // 2 for k in layer.kernel), (1, 1))
+
+
+@contextlib.contextmanager
+def _computing(precision: str, algorithm: str) -> Iterator[None]:
+    kernels.use_precision(precision)
+    convolution.algorithm = algorithm
+    try:
+        yield
+    finally:
+        convolution.algorithm = "auto"
+        kernels.use_precision("fp32")
+
+
+def _products(layer: roofline.Layer, batch: int, precision: str) -> dict[str, Any]:
+    """The three products of a layer, as functions."""
+    geometry = _geometry(layer)
+    with _computing(precision, "auto"):
+        dtype = activation()
+    x, dy = random((batch, *layer.size, layer.channels), dtype, 0), random((batch, *layer.out, layer.outputs), dtype, 1)
+    weight = random((*layer.kernel, layer.channels, layer.outputs), "float32", 2)
+    return {
+        "forward": lambda: convolution.forward(x, weight, geometry),
+        "dgrad": lambda: convolution.input_gradient(dy, x.shape, weight, geometry),
+        "wgrad": lambda: convolution.weight_gradient(dy, x, weight.shape, geometry),
+    }
+
+
+def _convolution_is_right(layer: roofline.Layer, batch: int, precision: str) -> dict[str, Any]:
+    """Both algorithms against float64 on the host."""
+    expected = _in_double(layer, batch, precision == "bf16")
+    rows = []
+    for algorithm in ("columns", "implicit"):
+        with _computing(precision, algorithm):
+            got = tuple(run() for run in _products(layer, batch, precision).values())
+        rows.append(compared(got, expected, "y dx dweight", TOLERANCE[precision], f"{algorithm}:"))
+    text = f"{precision} {_layer_name(layer)}, batch {batch}: " + ", ".join(row["text"] for row in rows)
+    return {"text": text, "outputs": [row["outputs"] for row in rows], "wrong": any(row["wrong"] for row in rows)}
+
+
+@functools.cache
+def _in_double(layer: roofline.Layer, batch: int, rounded: bool) -> tuple[np.ndarray, ...]:
+    """y, dx and dweight in float64, of the same numbers as in `_products`; `rounded` to bfloat16 before."""
+    dtype = "bfloat16" if rounded else "float32"
+    shapes = [(batch, *layer.size, layer.channels), (batch, *layer.out, layer.outputs)]
+    x, dy = (random(shape, dtype, seed).get().astype(np.float64) for seed, shape in enumerate(shapes))
+    weight = random((*layer.kernel, layer.channels, layer.outputs), dtype, 2).get().astype(np.float64)
+    geometry = _geometry(layer)
+    options = {"stride": geometry.stride, "padding": geometry.padding, "dilation": (1, 1), "groups": 1}
+    y = reference.conv2d(x, weight, None, **options)
+    return y, *reference.conv2d_backward(dy, x, weight, **options, need_dx=True, need_dweight=True)
+
+
+def _convolution(cases: Cases, layer: roofline.Layer, batch: int, precision: str, name: str) -> dict[str, Any]:
+    right = _convolution_is_right(layer, 3, precision)
+    products = _products(layer, batch, precision)
+    times: dict[str, list[float]] = {product: [] for product in products}
+    for algorithm in ("columns", "implicit"):
+        with _computing(precision, algorithm):
+            for product, run in products.items():
+                times[product].append(milliseconds(run, cases.tiny, repeat=3, rounds=3))
+    rate = 2 * batch * layer.out[0] * layer.out[1] * layer.k * layer.outputs / 1e9  # GFLOP of one product
+    text = ", ".join(f"{product} {a:.3f} / {b:.3f}" for product, (a, b) in times.items())
+    how = f" WRONG: {right['text']}" if right["wrong"] else ""
+    text = f"{name}, columns / implicit ms: {text} ({rate / min(times['forward']):.0f} TFLOP/s){how}"
+    return right | {
+        "text": text, "precision": precision, "batch": batch, "layer": layer.__dict__, "milliseconds": times,
+        "gigaflop": rate,
+    }  # fmt: skip
+
+
+# PyTorch ----------------------------------------------------------------------------------------------------
+
+
+def torch_times(cases: Cases) -> None:
+    """The same steps in PyTorch, channels last, in the same precision (bf16: autocast): eager, and compiled."""
+    try:
+        import torch
+    except ImportError:
+        raise Skipped("PyTorch is not installed") from None
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import torch_networks
+    except ImportError:
+        raise Skipped(f"there is no examples/torch_networks.py in {ROOT}") from None
+    compiled = [] if cases.tiny else [key for key in COMPILED_CASES if key in step_cases(False)]
+    for is_compiled, keys in ((False, step_cases(cases.tiny)), (True, compiled)):
+        for key in keys:
+            name = "torch{} ResNet-{} batch {} {}".format(".compile" if is_compiled else "", *key)
+            run = functools.partial(_torch_step, torch, torch_networks, cases, key, is_compiled, name)
+            cases.run(name, run, needs=30 if is_compiled else 8, limit=90 if is_compiled else 24)
+
+
+def _torch_step(
+    torch: Any, networks: Any, cases: Cases, key: tuple[int, int, str], compiled: bool, name: str
+) -> dict[str, Any]:
+    """Milliseconds of a step, and the peak of allocated memory in MB."""
+    depth, batch, precision = key
+    device, size = "cpu" if cases.device == "cpu" else "cuda", 8 if cases.tiny else 32
+    warm_up, rounds, repeat = (1, 1, 1) if cases.tiny else (5, 5, 5)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    model = networks.build(depth).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
+    x = torch.randn(batch, 3, size, size).to(device).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (batch,)).to(device)
+    network = torch.compile(model) if compiled else model
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        autocast = torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+        with autocast:
+            loss = torch.nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    first = float(step())
+    for _ in range(warm_up):
+        step()
+    times = []
+    for _ in range(rounds):
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeat):
+            loss = step()
+        wait()
+        times.append((time.perf_counter() - start) / repeat)
+    ms = 1e3 * statistics.median(times)
+    used = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else 0.0
+    text = f"{name} ({torch.__version__}): {ms:.2f} ms, {used:,.0f} MB, loss {first:.3f} to {float(loss):.3f}"
+    return {"text": text, "key": key, "compiled": compiled, "milliseconds": ms, "megabytes": used}
+
+
+# Ceilings ---------------------------------------------------------------------------------------------------
+
+
+def ceilings(cases: Cases) -> None:
+    """What this GPU can do: the bandwidth of a copy, and the rate of large matrix products."""
+    cases.run("copy", functools.partial(_copy, cases.tiny))
+    for precision in precisions():
+        cases.run(f"product {precision}", functools.partial(_product, precision, 16 if cases.tiny else 8192))
+
+
+def _copy(tiny: bool) -> dict[str, Any]:
+    bandwidth = copy_bandwidth(tiny)
+    return {"text": f"copy: {bandwidth / 1e9:,.0f} GB/s, read and written", "bandwidth": bandwidth}
+
+
+def _product(precision: str, n: int) -> dict[str, Any]:
+    import cupy
+
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    a, b, c = random((n, n), dtype, 0), random((n, n), dtype, 1), cupy.empty((n, n), dtype=dtype)
+    factors = [blas.Matrix(array, n, n) for array in (a, b, c)]
+    ms = milliseconds(lambda: blas.matmul(*factors, tf32=precision == "tf32"), tiny=n < 100, repeat=3)
+    rate = 2 * n**3 / ms * 1e3
+    text = f"{n}x{n} product, {precision}: {rate / 1e12:,.1f} TFLOP/s"
+    return {"text": text, "precision": precision, "rate": rate}
+
+
+# Training ---------------------------------------------------------------------------------------------------
+
+
+def training(cases: Cases) -> None:
+    """examples/train_cifar.py itself, as a user would call it: ResNet-18, then ResNet-101 with the time that is left.
+
+    As many whole epochs as fit, so that the learning rate comes to the end of its cycle.
+    """
+    script = ROOT / "examples" / "train_cifar.py"
+    if not script.is_file():
+        raise Skipped(f"there is no {script}")
+    if cases.device == "cpu":
+        raise Skipped("training on the simulated GPU would take hours; the steps are the trial")
+    if not list(Path(cases.data_dir).glob("cifar-10*")):
+        raise Skipped(f"there are no CIFAR-10 files in {cases.data_dir}")
+    for depth, share in ((18, 0.35), (101, 1.0)):
+        run = functools.partial(_train, cases, script, depth, share)
+        cases.run(f"ResNet-{depth}", run, needs=30, limit=cases.time_left)
+
+
+def _train(cases: Cases, script: Path, depth: int, share: float) -> dict[str, Any]:
+    precision = kernels.default_precision()
+    _, step, x, y = step_losses(depth, 512, precision, 32, graph=True, steps=4)
+    kernels.use_precision(precision)
+    with step.active():
+        ms = _milliseconds_of_steps(step, x, y, cases.tiny)
+    kernels.use_precision("fp32")
+    step = x = y = None
+    free_memory()
+    start = 15  # seconds to read the data, to compile, and for the first evaluation
+    epoch = 98 * 1e-3 * ms * 1.15  # 50,000 images, and an evaluation
+    seconds = share * (cases.time_left - 10)
+    epochs = max(1, int((seconds - start) / epoch))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / f"resnet{depth}"
+        command = [
+            sys.executable, str(script), "--depth", str(depth), "--data", "cifar10", "--data-dir", cases.data_dir,
+            "--batch-size", "512", "--epochs", str(epochs), "--max-minutes", f"{seconds / 60:.2f}", "--out", str(out),
+        ]  # fmt: skip
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        text = (done.stdout if done.returncode == 0 else done.stderr).strip()
+        files = {name: out / name for name in ("config.json", "results.json", "log.jsonl")}
+        found = {name: path.read_text() for name, path in files.items() if path.exists()}
+    values: dict[str, Any] = {"epochs": epochs, "step_milliseconds": ms, "command": " ".join(command[1:])}
+    values |= {name: json.loads(text) for name, text in found.items() if name.endswith(".json")}
+    values["log"] = [json.loads(line) for line in found.get("log.jsonl", "").splitlines()]
+    if done.returncode != 0:
+        values |= {"wrong": True, "traceback": text[-4000:]}
+    return {"text": (text.splitlines() or ["it said nothing"])[-1][:250], **values}
+
+
+STAGES = {
+    "steps": step_times,
+    "convolutions": convolution_times,
+    "torch": torch_times,
+    "ceilings": ceilings,
+    "training": training,
+}
