@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.kernels.cuda import launch
+from minires.kernels.cuda import convolution, launch, precision
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120")  # T4; A100; RTX 30; H100 and H200; RTX 50
 BEFORE_AMPERE = ("sm_75",)  # neither tf32 nor bf16 on the tensor cores
@@ -45,13 +45,9 @@ def variants(tiny: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in ("convolution", "weight_gradient"):
         for kind, activation in enumerate(("float", "float", "bfloat16")):
             for tile in TILES:
-                if used(kind, tile) and (not tiny or (file, kind, tile) == ("convolution", 1, 64)):
+                widest = convolution.WIDEST[precision.CHOICES[kind]] if file == "convolution" else TILES[-1]
+                if tile <= widest and (not tiny or (file, kind, tile) == ("convolution", 1, 64)):
                     yield file, {"ACTIVATION": activation, "PRECISION": kind, "TILE_N": tile}
-
-
-def used(kind: int, tile: int) -> bool:
-    """Whether convolution.py takes tiles so wide in precision number `kind`."""
-    return True
 
 
 class Resources(NamedTuple):
@@ -211,9 +207,9 @@ def loops() -> list[str]:
             cubin, resources = compiled(file, defines, "sm_90")
             loop = main_loop(cubin, file)
             multiplies, loads = (sum(x.name.startswith(n) for x in loop) for n in ("HMMA", "LDG"))
-            precision = ("fp32", "tf32", "bf16")[defines["PRECISION"]]
+            kind = precision.CHOICES[defines["PRECISION"]]
             lines.append(
-                f"| {file}, {precision}, tile {defines['TILE_N']} | {resources[file].registers} | {len(loop)} | "
+                f"| {file}, {kind}, tile {defines['TILE_N']} | {resources[file].registers} | {len(loop)} | "
                 f"{multiplies} | {loads} | {len(used_too_early(loop))} |"
             )
     return lines

@@ -8,7 +8,8 @@
 //
 // Launch shape: block of 256 threads, grid (M / 128, O / TILE_N): one tile of 128 positions x TILE_N outputs each. Traffic:
 // x about once for each column of tiles (the taps find it in the caches), the weight once for each row of tiles, from L2.
-// While a step is multiplied, the next one is on its way from memory into registers: two buffers, one barrier a step.
+// While a step is multiplied, the next one is on its way from memory into registers, where nobody looks at it until then:
+// two buffers, one barrier a step.
 //
 // Needs c to be a multiple of 4 (bf16: 8) and o a multiple of 4.
 #include "common.cuh"
@@ -50,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
         image[k] = p.image < n ? p.image : -1;
     }
 
-    uint4 a_words[2], b_words[B_LOADS];
+    uint4 a_raw[2], b_raw[B_LOADS];
     auto fetch = [&](int u, int v, int c0) {
         int channel = c0 + quad * 4 * PER_WORD;
 #pragma unroll
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
             int r = top[k] + u * dh, s = left[k] + v * dw;
             bool inside = image[k] >= 0 && r >= 0 && r < h && s >= 0 && s < w && channel < c;
             const activation* p = x + (((size_t)image[k] * h + r) * w + s) * c + channel;
-            a_words[k] = words_along_k(inside ? p : (const activation*)nullptr);
+            a_raw[k] = fetch_along_k(inside ? p : (const activation*)nullptr);
         }
 #pragma unroll
         for (int k = 0; k < B_LOADS; k++) {
@@ -66,17 +67,17 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
             int channel = c0 + word * PER_WORD;
             const activation* p = weight + ((size_t)(u * kw + v) * c + channel) * o + column;
             bool inside = word < STEP && column < o;
-            b_words[k] = words_across_k(inside && channel < c ? p : (const activation*)nullptr,
-                                        inside && channel + 1 < c ? p + o : (const activation*)nullptr);
+            b_raw[k] = fetch_across_k(inside && channel < c ? p : (const activation*)nullptr,
+                                      inside && channel + 1 < c ? p + o : (const activation*)nullptr);
         }
     };
     auto keep = [&](int buffer) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) *(uint4*)&A[buffer][row[k]][4 * quad] = a_words[k];
+        for (int k = 0; k < 2; k++) *(uint4*)&A[buffer][row[k]][4 * quad] = words_along_k(a_raw[k]);
 #pragma unroll
         for (int k = 0; k < B_LOADS; k++) {
             int piece = t + k * THREADS, word = piece / (TILE_N / 4);
-            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = b_words[k];
+            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = words_across_k(b_raw[k]);
         }
     };
 

@@ -40,10 +40,10 @@
 #endif
 
 #ifndef CUDA_ON_CPU
-__device__ float round_to_tf32(float v) {
+__device__ __forceinline__ unsigned round_to_tf32(unsigned v) {  // of a float's bits; NaN stays NaN
     unsigned u;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(v));
-    return __uint_as_float(u);
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(__uint_as_float(v)));
+    return u;
 }
 #endif
 
@@ -120,28 +120,36 @@ __device__ __forceinline__ void write_tiles(float (&sums)[BLOCKS_M][BLOCKS_N][4]
         }
 }
 
-__device__ __forceinline__ unsigned rounded_word(float v) {
-#if PRECISION == 1
-    v = round_to_tf32(v);
-#endif
-    return __float_as_uint(v);
-}
-
-// Four words from 16 bytes that lie along k: four floats, or eight bfloat16. Zeros for a null pointer.
-__device__ __forceinline__ uint4 words_along_k(const float* p) {
-    if (!p) return make_uint4(0, 0, 0, 0);
-    float4 f = *(const float4*)p;
-    return make_uint4(rounded_word(f.x), rounded_word(f.y), rounded_word(f.z), rounded_word(f.w));
-}
-__device__ __forceinline__ uint4 words_along_k(const bfloat16* p) {
+// On the way from memory into a tile, a thread holds 16 bytes in registers for the time of a multiplication: fetched before
+// it, kept after it. What is fetched is raw: the first instruction that looks at it waits for memory, some 500 cycles, so
+// rounding to tf32 and interleaving bfloat16 are left for when it is kept.
+//
+// Along k: four floats, or eight bfloat16. Across k: floats of row k for four neighbouring columns; or, for these columns,
+// bfloat16 of the rows 2k (`even`) and 2k + 1 (`odd`). Zeros for null pointers.
+__device__ __forceinline__ uint4 fetch_along_k(const activation* p) {
     return p ? *(const uint4*)p : make_uint4(0, 0, 0, 0);
 }
-
-// Four words that lie across k, one for each of four neighbouring columns: floats of row k, or pairs of bfloat16 of the rows
-// 2k (`even`) and 2k + 1 (`odd`). Zeros where a pointer is null.
-__device__ __forceinline__ uint4 words_across_k(const float* even, const float*) { return words_along_k(even); }
-__device__ __forceinline__ uint4 words_across_k(const bfloat16* even, const bfloat16* odd) {
+__device__ __forceinline__ uint4 fetch_across_k(const float* even, const float*) {
+    return even ? *(const uint4*)even : make_uint4(0, 0, 0, 0);
+}
+__device__ __forceinline__ uint4 fetch_across_k(const bfloat16* even, const bfloat16* odd) {
     uint2 e = even ? *(const uint2*)even : make_uint2(0, 0), o = odd ? *(const uint2*)odd : make_uint2(0, 0);
-    return make_uint4((e.x & 0xffffu) | o.x << 16, e.x >> 16 | (o.x & 0xffff0000u), (e.y & 0xffffu) | o.y << 16,
-                      e.y >> 16 | (o.y & 0xffff0000u));
+    return make_uint4(e.x, e.y, o.x, o.y);
+}
+
+// The four words of it.
+__device__ __forceinline__ uint4 words_along_k(uint4 raw) {
+#if PRECISION == 1
+    return make_uint4(round_to_tf32(raw.x), round_to_tf32(raw.y), round_to_tf32(raw.z), round_to_tf32(raw.w));
+#else
+    return raw;
+#endif
+}
+__device__ __forceinline__ uint4 words_across_k(uint4 raw) {
+#if PRECISION == 2
+    return make_uint4((raw.x & 0xffffu) | raw.z << 16, raw.x >> 16 | (raw.z & 0xffff0000u),
+                      (raw.y & 0xffffu) | raw.w << 16, raw.y >> 16 | (raw.w & 0xffff0000u));
+#else
+    return words_along_k(raw);
+#endif
 }

@@ -61,12 +61,12 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
         bool inside = row_exists && which >= 0 && r >= 0 && r < h && s >= 0 && s < w;
         return inside ? x + (((size_t)which * h + r) * w + s) * c + channel : nullptr;
     };
-    uint4 a_words[2], b_words[B_LOADS];
+    uint4 a_raw[2], b_raw[B_LOADS];
     auto fetch = [&](int step) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int position = (t / 32 + 8 * i) * PER_WORD;
-            a_words[i] = words_across_k(input(step, position), PER_WORD == 2 ? input(step, position + 1) : nullptr);
+            a_raw[i] = fetch_across_k(input(step, position), PER_WORD == 2 ? input(step, position + 1) : nullptr);
         }
 #pragma unroll
         for (int i = 0; i < B_LOADS; i++) {
@@ -74,17 +74,17 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
             int m = begin + step * POSITIONS + word * PER_WORD;
             const activation* p = dy + (size_t)m * o + column;
             bool inside = word < STEP && column < o;
-            b_words[i] = words_across_k(inside && m < end ? p : (const activation*)nullptr,
-                                        inside && m + 1 < end ? p + o : (const activation*)nullptr);
+            b_raw[i] = fetch_across_k(inside && m < end ? p : (const activation*)nullptr,
+                                      inside && m + 1 < end ? p + o : (const activation*)nullptr);
         }
     };
     auto keep = [&](int buffer) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) *(uint4*)&A[buffer][t / 32 + 8 * i][t % 32 * 4] = a_words[i];
+        for (int i = 0; i < 2; i++) *(uint4*)&A[buffer][t / 32 + 8 * i][t % 32 * 4] = words_across_k(a_raw[i]);
 #pragma unroll
         for (int i = 0; i < B_LOADS; i++) {
             int piece = t + i * THREADS, word = piece / (TILE_N / 4);
-            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = b_words[i];
+            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = words_across_k(b_raw[i]);
         }
     };
 

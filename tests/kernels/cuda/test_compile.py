@@ -34,8 +34,29 @@ def test_it_compiles_without_spills(file, defines, architecture):
     _, resources = compiled(file, defines, architecture)
     assert sorted(resources) == sorted(launch.parse(launch.source(file))), "the declarations are read rightly"
     assert not [name for name, taken in resources.items() if taken.spilled]
+    blocks = 2 if defines.get("PRECISION", 0) else 1  # of 256 threads, on a multiprocessor with 65,536 registers
     most = max(taken.registers for taken in resources.values())
-    assert most * launch.THREADS <= 65536, "at least one block of 256 threads fits a multiprocessor"
+    assert blocks * most * launch.THREADS <= 65536, "on tensor cores one block multiplies while another one waits"
+
+
+@pytest.mark.skipif(machine_code.disassembler() is None, reason="needs nvdisasm: pip install -e '.[cuda-compile]'")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("file", "defines"), [case for case in variants() if case[1].get("PRECISION", 0)], ids=str)
+def test_nothing_waits_for_memory_before_the_last_multiplication_of_a_step(file, defines, architecture):
+    loop = machine_code.main_loop(compiled(file, defines, architecture)[0], file)
+    assert sum(x.name.startswith("HMMA") for x in loop) == defines["TILE_N"] // 4  # in 8 warps, 16 words of k
+    assert sum(x.name.startswith("LDG") for x in loop) >= 3
+    assert not machine_code.used_too_early(loop)
+
+
+def test_a_load_that_is_used_too_early_is_found():
+    """On code that can be read: R4 to R7 are loaded, and looked at before the second multiplication, or not."""
+    parts = ("LDG.E.128 R4 [R2.64]", "HMMA.1688.F32.TF32 R8 R12 R16 R8", "FADD R20 R{} R21", "HMMA R8 R12 R16 R8",
+             "STS.128 [R22] R4")  # fmt: skip
+    for register, early in ((6, [(0, 2)]), (7, [(0, 2)]), (8, []), (3, [])):
+        words = [part.format(register).split() for part in parts]
+        loop = [machine_code.Instruction(name, operands) for name, *operands in words]
+        assert machine_code.used_too_early(loop) == early
 
 
 def test_what_does_not_compile_says_why(monkeypatch):

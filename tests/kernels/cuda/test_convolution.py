@@ -103,7 +103,7 @@ def test_the_order_of_the_threads_does_not_matter(case, algorithm, precision):
 @pytest.mark.parametrize("outputs", [8, 16, 32, 64, 128])
 def test_every_width_of_tile(outputs, precision, device, monkeypatch):
     monkeypatch.setattr(convolution, "algorithm", "implicit")
-    monkeypatch.setattr(convolution, "tile_n", lambda outputs, tiles, enough: max(16, min(outputs, 128)))
+    monkeypatch.setattr(convolution, "tile_n", lambda outputs, widest=128, rows=0: max(16, min(outputs, widest)))
     case = ((1, 6, 5, 16), outputs, Geometry((3, 3), (1, 1), (1, 1), (1, 1)))
     x, weight, dy = arrays(case)
     got, _ = run(case, x, weight, dy, device)
@@ -171,3 +171,26 @@ def test_nan_in_an_image_is_nan_in_all_that_depends_on_it(algorithm, precision, 
     assert np.isfinite(dx).all()
     assert np.isnan(dweight[:, :, 5]).all()
     assert np.isfinite(np.delete(dweight, 5, axis=2)).all()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows", "widths"),  # of tiles in fp32 and bf16, in tf32
+    [(8, 1000, (16, 16)), (40, 1000, (32, 32)), (64, 1000, (64, 64)), (256, 1000, (128, 64)), (136, 1000, (128, 64)),
+     (256, 66, (128, 64)), (256, 64, (64, 64)), (256, 20, (32, 32)), (256, 1, (32, 32))],
+)  # fmt: skip
+def test_tiles_are_wide_unless_they_were_too_few(outputs, rows, widths):
+    found = [convolution.tile_n(outputs, convolution.WIDEST[precision], rows) for precision in ("fp32", "tf32")]
+    assert tuple(found) == widths
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "positions", "expected"),  # of a 3x3 kernel; the tile and the parts of its gradient
+    [(256, 256, 512 * 8 * 8, (128, 7)), (64, 64, 512 * 32 * 32, (64, 52)), (512, 512, 512 * 4 * 4, (128, 1)),
+     (16, 16, 128 * 32 * 32, (16, 132)), (64, 64, 4 * 8 * 8, (64, 1))],
+)  # fmt: skip
+def test_a_weights_gradient_takes_wide_tiles_and_as_many_parts_as_fill_the_gpu(channels, outputs, positions, expected):
+    tile = convolution.tile_n(outputs)
+    tiles = -(-9 * channels // convolution.TILE_M) * -(-outputs // tile)
+    parts, _ = convolution.split(positions, tiles)
+    assert (tile, parts) == expected
+    assert parts * tiles <= max(convolution.BLOCKS, tiles), "all at once"

@@ -166,6 +166,6 @@ static inline void emulated_mma(float* d, const unsigned* a, const unsigned* b, 
     }
     cpu::warp_barrier();
 }
-static inline float round_to_tf32(float v) {  // to 10 bits of mantissa, half away from zero, as cvt.rna does
-    return v == v ? __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xffffe000u) : v;  // NaN stays NaN
+static inline unsigned round_to_tf32(unsigned v) {  // a float's bits, to 10 of mantissa, half away from zero, as cvt.rna
+    return (v & 0x7fffffffu) > 0x7f800000u ? v : (v + 0x1000u) & 0xffffe000u;  // NaN stays NaN
 }
