@@ -1,9 +1,8 @@
 """What the compiler makes of the CUDA kernels: registers, spills, shared memory, and the loops' machine code.
 
-    python -m minires.measure.machine_code             # every kernel of every variant, for sm_75 to sm_120
-    python -m minires.measure.machine_code --loops     # the loops on the tensor cores
+    python -m minires.measure.machine_code > docs/results/machine-code.md
 
-Needs no GPU, but CuPy, NVRTC and, for the loops, nvdisasm: pip install -e '.[cuda-compile]'.
+Needs no GPU, but CuPy, NVRTC and nvdisasm: pip install -e '.[cuda-compile]'.
 
 A multiprocessor has 65,536 registers. Two blocks of 256 threads fit if a thread has at most 128 of them, and only with
 two can one multiply while the other waits. A loop hides the latency of memory (some 500 cycles) if what it loads for
@@ -14,12 +13,10 @@ Reading order: after speed.py.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,17 +176,47 @@ def used_too_early(loop: list[Instruction]) -> list[tuple[int, int]]:
     return early
 
 
+def page() -> str:
+    """docs/results/machine-code.md."""
+    return "\n".join([
+        "# What the compiler makes of the CUDA kernels\n",
+        f"Written by `python -m minires.measure.machine_code` with NVRTC {compiler()}, the compiler that CuPy uses. No",
+        "GPU is needed for that. [fast-cuda.md](../fast-cuda.md) tells what the kernels do.\n",
+        "## The loops on the tensor cores, for an H100 (sm_90)\n",
+        "A step multiplies 16 words of the sum. A load that is used before the last multiplication of its step makes",
+        "the warp wait for memory.\n",
+        *loops(),
+        "\n## Registers of a thread, bytes spilled to memory, bytes of shared memory of a block\n",
+        *table(),
+        "",
+    ])  # fmt: skip
+
+
+def compiler() -> str:
+    """The version of NVRTC."""
+    from cupy.cuda import nvrtc
+
+    return "{}.{}".format(*nvrtc.getVersion())
+
+
 def table() -> list[str]:
     """Registers, spilled bytes and shared memory of all kernels, for all architectures, as Markdown."""
     lines = [f"| kernel | {' | '.join(ARCHITECTURES)} |", "|---" * (1 + len(ARCHITECTURES)) + "|"]
     for file, defines in variants():
         tensor_cores = defines.get("PRECISION", 0) > 0
         of = {a: compiled(file, defines, a)[1] for a in ARCHITECTURES if not (tensor_cores and a in BEFORE_AMPERE)}
-        what = " ".join(str(value) for value in defines.values())
+        what = "".join(f", {name}" for name in _names(defines))
         for kernel in launch.parse(launch.source(file)):
             cells = [_cell(of[a][kernel]) if a in of else "-" for a in ARCHITECTURES]
-            lines.append(f"| {kernel} {what} | {' | '.join(cells)} |")
+            lines.append(f"| {kernel}{what} | {' | '.join(cells)} |")
     return lines
+
+
+def _names(defines: dict[str, Any]) -> list[str]:
+    """What tells a variant from the others of its file, in words."""
+    if "PRECISION" in defines:
+        return [precision.CHOICES[defines["PRECISION"]], f"tile {defines['TILE_N']}"]
+    return [defines["ACTIVATION"], f"{defines['VECTOR']} at a time"] if defines else []
 
 
 def _cell(taken: Resources) -> str:
@@ -207,23 +234,12 @@ def loops() -> list[str]:
             cubin, resources = compiled(file, defines, "sm_90")
             loop = main_loop(cubin, file)
             multiplies, loads = (sum(x.name.startswith(n) for x in loop) for n in ("HMMA", "LDG"))
-            kind = precision.CHOICES[defines["PRECISION"]]
             lines.append(
-                f"| {file}, {kind}, tile {defines['TILE_N']} | {resources[file].registers} | {len(loop)} | "
+                f"| {', '.join([file, *_names(defines)])} | {resources[file].registers} | {len(loop)} | "
                 f"{multiplies} | {loads} | {len(used_too_early(loop))} |"
             )
     return lines
 
 
-def main() -> None:
-    """Print the table, or the loops."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--loops", action="store_true", help="the loops on the tensor cores instead")
-    args = parser.parse_args()
-    if not args.loops:
-        print("registers, spilled bytes, bytes of shared memory:\n")
-    print("\n".join(loops() if args.loops else table()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(page(), end="")
