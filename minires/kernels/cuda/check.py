@@ -209,8 +209,9 @@ def faults(records: dict[str, dict[str, Any]], most: int = 5, lines: int = 24) -
     found += [(stage, {"case": "the stage itself", **r}) for stage, r in records.items() if r.get("traceback")]
     text = []
     for stage, row in found[:most]:
-        detail = row.get("traceback") or json.dumps(row.get("outputs", ""), indent=1)
-        text += [f"\n>> {stage}, {row.get('case', '')}", *detail.strip().splitlines()[-lines:]]
+        outputs = [json.dumps(output) for output in row.get("outputs", []) if output["wrong"]]
+        detail = row.get("traceback") or "\n".join(outputs)
+        text += [f"\n>> {stage}, {row['case']}: {row.get('text', '')}", *detail.strip().splitlines()[-lines:]]
     if len(found) > most:
         text.append(f"\n... and {len(found) - most} more in the record")
     return text

@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import minires as mr
-from minires.kernels.cuda import check, simulator
-from minires.measure import tools
+from minires.kernels.cuda import check, launch, simulator
+from minires.measure import find, speed, tools
 from minires.measure.cases import breaks_the_context
 
 ROOT = Path(mr.__file__).parents[1]
@@ -67,7 +69,10 @@ def test_faults_of_every_kind_cost_their_own_case_only_and_can_be_mended_from_th
         plant(checkout, f"{cuda}/pooling.py", head + "\n", f"{head}\n    {fault}\n")
     lost = "raise RuntimeError('cudaErrorIllegalAddress: an illegal memory access was encountered')"
     plant(checkout, f"{cuda}/images.py", '"""See reference.crop_and_flip."""', lost)
-    status, printed, records = run(checkout, "--stages", "kernels", "--budget", "24")
+    plant(
+        checkout, f"{cuda}/weight_gradient.cu", "= p.j * sw - pw;", "= p.j * sw;"
+    )  # wrong, and in one of two ways only
+    status, printed, records = run(checkout, "--stages", "kernels", "convolutions", "--budget", "42")
     assert status == 1
     rows = records["kernels"]["rows"]
     by_case = {row["case"]: row for row in rows}
@@ -97,6 +102,11 @@ def test_faults_of_every_kind_cost_their_own_case_only_and_can_be_mended_from_th
     for text in ("ValueError: no such luck", "killed by SIGSEGV", "it hangs", ">> kernels, relu"):
         assert text in printed
     assert "-- kernels: done, " in printed
+    products = records["convolutions"]["rows"]
+    assert len(products) == 2 * len(tools.precisions())
+    for row in products:
+        bad = [output["name"] for output in row["outputs"] if output["wrong"]]
+        assert (row["wrong"], bad) == (True, ["implicit:dweight"])
 
 
 @needs_compiler
@@ -230,6 +240,53 @@ def test_the_table_has_sixty_lines_at_most_and_puts_torch_beside_our_steps(tmp_p
 )
 def test_which_errors_break_the_context(text, lost):
     assert breaks_the_context(text) == lost
+
+
+def test_recorded_steps_are_held_to_those_of_the_cpu(any_gpu, monkeypatch):
+    """Graph and eager agree on a wrong update too."""
+    if not isinstance(any_gpu, simulator.Gpu):
+        pytest.skip("the stage itself runs there")
+    assert not find.recorded_steps("fp32", tiny=True)["wrong"]
+    original = launch.source
+    fault = ("float v = momentum * velocity[i] + g;", "float v = momentum * velocity[i] + 0.5f * g;")
+    assert fault[0] in original("optimizers")
+    monkeypatch.setattr(launch, "source", lambda file, defines=(): original(file, defines).replace(*fault))
+    launch.program.cache_clear()
+    row = find.recorded_steps("fp32", tiny=True)
+    launch.program.cache_clear()
+    assert row["wrong"]
+    assert "WHICH ARE [2.4" in row["text"]
+    assert "graph and eager the same" in row["text"]
+
+
+class _Step:
+    """In the place of a DeviceStep."""
+
+    active, read = staticmethod(nullcontext), staticmethod(list)
+
+
+@pytest.mark.parametrize(
+    ("graph", "eager", "said"),
+    [
+        ([2.3, 1.2], [2.3, 1.2], None),
+        ([2.3, 2.3], [2.3, 2.3], "IT DOES NOT LEARN"),
+        ([2.3, np.nan], [2.3, np.nan], "IT DOES NOT LEARN"),
+        ([2.3, 1.2], [2.3, 1.3], "graph and eager DIFFER from step 2 on: 1.2, 1.3"),
+    ],
+)
+def test_steps_whose_losses_are_wrong_are_no_success(any_gpu, monkeypatch, graph, eager, said):
+    losses = {True: graph, False: eager}
+    monkeypatch.setattr(
+        speed,
+        "step_losses",
+        lambda *a, steps: (list(losses[a[4]]), _Step, None, None),  # a[4]: whether as a graph
+    )
+    monkeypatch.setattr(speed, "_milliseconds_of_steps", lambda *a: 1.0)
+    cases, seen = SimpleNamespace(tiny=True), {}
+    rows = [speed._step(cases, (20, 2, "tf32"), captured, "name", seen) for captured in (True, False)]
+    assert rows[1]["wrong"] == (said is not None)
+    assert said is None or said in rows[1]["text"]
+    assert json.loads(json.dumps(rows))
 
 
 def test_what_is_wrong_with_an_output_is_said():
