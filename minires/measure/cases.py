@@ -13,7 +13,6 @@ Reading order: after kernels/cuda/check.py. Next: roofline.py.
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import platform
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import minires as mr
-from minires.kernels.cuda.check import BROKEN, append
+from minires.kernels.cuda.check import BROKEN, append, is_ours, note_progress
 
 # What CUDA's errors say when the context is lost, without the underscores of the driver's.
 LOST = ("illegaladdress", "misalignedaddress", "illegalinstruction", "launchfail", "hardwarestack", "invalidpc",
@@ -94,7 +93,7 @@ class Cases:
             if not wanted:
                 return
             if self.time_left < needs:
-                self.row(name, f"{name}: there was no time for it")
+                self.row(name, f"{name}: there was no time for it", untried=True)
                 return
             try:
                 values = function()
@@ -103,14 +102,19 @@ class Cases:
             except Skipped:
                 raise
             except Exception as error:
-                self.failed(name, f"{type(error).__name__}: {error}", traceback.format_exc())
+                trace = traceback.format_exc()
+                try:  # what failed may only have been the first to notice an error of the GPU
+                    cupy.cuda.runtime.deviceSynchronize()
+                except Exception as cause:
+                    trace += f"\nand the GPU says: {type(cause).__name__}: {cause}\n"
+                self.failed(name, f"{type(error).__name__}: {error}", trace)
 
     @contextmanager
     def case(self, name: str, limit: float = 8) -> Iterator[bool]:
         """Around a case; whether this process is to run it. `limit`: see `run`."""
         wanted = self.first <= self.number < self.beyond
         if wanted:
-            self.progress.write_text(json.dumps([self.number, name]))
+            note_progress(self.progress, self.number, name)
             limit = max(self.time_left / 4, min(self.time_left, limit), 1)
             faulthandler.dump_traceback_later(limit, exit=True, file=self.log)
         self.number += 1
@@ -119,13 +123,13 @@ class Cases:
         finally:
             if wanted:
                 faulthandler.cancel_dump_traceback_later()
-                self.progress.write_text(json.dumps([self.number, None]))
+                note_progress(self.progress, self.number, None)
 
     def failed(self, name: str, what: str, trace: str) -> None:
         """The row of a case that has failed; ends the process if nothing can work after it."""
         text = what if what.startswith(name) else f"{name}: {what}"
-        self.row(name, " ".join(text.split())[:300], wrong=True, traceback=trace[-4000:])
+        self.row(name, " ".join(text.split())[:300], wrong=is_ours(self.stage), traceback=trace[-4000:])
         if breaks_the_context(trace):
-            self.progress.write_text(json.dumps([self.number, None]))
+            note_progress(self.progress, self.number, None)
             self.log.flush()
             os._exit(BROKEN)  # at once: cleaning up would only fail, or wait for the GPU

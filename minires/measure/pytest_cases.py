@@ -11,6 +11,8 @@ import pytest
 
 from minires.measure.cases import Cases
 
+LIMIT = 30  # seconds for a test: the first of a file may have to draw images, and to compile
+
 
 class TestCases:
     """Every test is a case, numbered as they are collected; `counts` says how many passed, failed and were skipped."""
@@ -20,11 +22,13 @@ class TestCases:
     def __init__(self, cases: Cases):
         self.cases = cases
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self.collected = 0  # of all processes
         self._case: Any = None
 
     @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
     def pytest_collection_modifyitems(self, items: list) -> None:
         """Only those that this process is to run."""
+        self.collected = len(items)
         items[:] = items[self.cases.first : self.cases.beyond]
         self.cases.number = self.cases.first
 
@@ -35,7 +39,7 @@ class TestCases:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A test begins."""
-        self._case = self.cases.case(nodeid)
+        self._case = self.cases.case(nodeid, limit=LIMIT)
         self._case.__enter__()
 
     def pytest_runtest_logreport(self, report: Any) -> None:

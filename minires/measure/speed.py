@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from minires.kernels.cuda import blas, convolution, graph
 from minires.kernels.geometry import Geometry
 from minires.measure import roofline
 from minires.measure.cases import Cases, Skipped
-from minires.measure.find import LR, ROOT, TOLERANCE, compared, step_losses
-from minires.measure.tools import copy_bandwidth, free_memory, milliseconds, precisions, random
+from minires.measure.find import LR, ROOT, compared, step_losses
+from minires.measure.tools import TOLERANCE, Time, copy_bandwidth, precisions, random, timed
 
 # Training steps ---------------------------------------------------------------------------------------------
 
@@ -37,7 +38,11 @@ STEP_CASES = [  # depth, batch, precision; the cheapest first, then in the order
     (101, 512, "bf16"), (18, 512, "bf16"), (101, 512, "fp32"), (50, 128, "tf32"), (101, 128, "bf16"),
     (20, 128, "bf16"), (18, 512, "fp32"), (50, 512, "tf32"), (18, 128, "tf32"), (20, 512, "tf32"),
 ]  # fmt: skip
-COMPILED_CASES = [(18, 512, "tf32"), (20, 128, "tf32"), (101, 512, "tf32"), (101, 512, "bf16")]
+COMPILED_CASES = [
+    (18, 512, "tf32"),
+    (20, 128, "tf32"),
+    (101, 512, "tf32"),
+]  # by torch.compile: half a minute each, or more
 
 
 def step_cases(tiny: bool) -> Sequence[tuple[int, int, str]]:
@@ -54,8 +59,8 @@ def step_times(cases: Cases) -> None:
             for captured in (True, False):
                 name = f"ResNet-{depth} batch {batch} {precision} {'graph' if captured else 'eager'}"
                 run = functools.partial(_step, cases, (depth, batch, precision), captured, name, losses)
-                cases.run(name, run, needs=8, limit=24)
-                free_memory()
+                cases.run(name, run, needs=15, limit=24)
+                graph.free_memory()
 
 
 def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, losses: dict) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def convolution_times(cases: Cases) -> None:
         for batch, layer in layers[:2] if cases.tiny else layers:
             name = f"{precision} {_layer_name(layer)}, batch {batch}"
             cases.run(name, functools.partial(_convolution, cases, layer, batch, precision, name))
-            free_memory()
+            graph.free_memory()
 
 
 def _layers(nets: Sequence[tuple[int, int]], image: int) -> Iterator[tuple[int, roofline.Layer]]:
@@ -208,16 +213,18 @@ def _convolution(cases: Cases, layer: roofline.Layer, batch: int, precision: str
     if right["wrong"]:
         return right
     products = _products(layer, batch, precision)
-    times: dict[str, list[float]] = {product: [] for product in products}
+    times: dict[str, list[Time]] = {product: [] for product in products}
     for algorithm in ("columns", "implicit"):
         with _computing(precision, algorithm):
             for product, run in products.items():
-                times[product].append(milliseconds(run, cases.tiny, repeat=3, rounds=3))
+                times[product].append(timed(run, cases.tiny, repeat=3, rounds=3))
     rate = 2 * batch * layer.out[0] * layer.out[1] * layer.k * layer.outputs / 1e9  # GFLOP of one product
-    text = ", ".join(f"{product} {a:.3f} / {b:.3f}" for product, (a, b) in times.items())
-    text = f"{name}, columns / implicit ms: {text} ({rate / min(times['forward']):.0f} TFLOP/s)"
+    both = {product: [time.milliseconds for time in pair] for product, pair in times.items()}
+    text = ", ".join(f"{product} {a:.3f} / {b:.3f}" for product, (a, b) in both.items())
+    text = f"{name}, columns / implicit ms: {text} ({rate / min(both['forward']):.0f} TFLOP/s)"
+    text += next((time.note for pair in times.values() for time in pair if not time.recorded), "")
     return right | {
-        "text": text, "precision": precision, "batch": batch, "layer": layer.__dict__, "milliseconds": times,
+        "text": text, "precision": precision, "batch": batch, "layer": layer.__dict__, "milliseconds": both,
         "gigaflop": rate,
     }  # fmt: skip
 
@@ -236,18 +243,18 @@ def torch_times(cases: Cases) -> None:
         import torch_networks
     except ImportError:
         raise Skipped(f"there is no examples/torch_networks.py in {ROOT}") from None
-    compiled = [] if cases.tiny else [key for key in COMPILED_CASES if key in step_cases(False)]
-    for is_compiled, keys in ((False, step_cases(cases.tiny)), (True, compiled)):
-        for key in keys:
-            name = "torch{} ResNet-{} batch {} {}".format(".compile" if is_compiled else "", *key)
-            run = functools.partial(_torch_step, torch, torch_networks, cases, key, is_compiled, name)
-            cases.run(name, run, needs=30 if is_compiled else 8, limit=90 if is_compiled else 24)
+    eager = step_cases(cases.tiny)
+    chosen = [*((key, False) for key in eager[:8]), *((key, True) for key in COMPILED_CASES * (not cases.tiny))]
+    for key, compiled in [*chosen, *((key, False) for key in eager[8:])]:
+        name = "torch{} ResNet-{} batch {} {}".format(".compile" if compiled else "", *key)
+        run = functools.partial(_torch_step, torch, torch_networks, cases, key, compiled, name)
+        cases.run(name, run, needs=40 if compiled else 8, limit=90 if compiled else 24)
 
 
 def _torch_step(
     torch: Any, networks: Any, cases: Cases, key: tuple[int, int, str], compiled: bool, name: str
 ) -> dict[str, Any]:
-    """Milliseconds of a step, and the peak of allocated memory in MB."""
+    """Milliseconds of a step, and the peak of the memory that its pool has taken, in MB."""
     depth, batch, precision = key
     device, size = "cpu" if cases.device == "cpu" else "cuda", 8 if cases.tiny else 32
     warm_up, rounds, repeat = (1, 1, 1) if cases.tiny else (5, 5, 5)
@@ -273,7 +280,7 @@ def _torch_step(
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    first = float(step())
+    first = float(step().detach())
     for _ in range(warm_up):
         step()
     times = []
@@ -285,8 +292,8 @@ def _torch_step(
         wait()
         times.append((time.perf_counter() - start) / repeat)
     ms = 1e3 * statistics.median(times)
-    used = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else 0.0
-    text = f"{name} ({torch.__version__}): {ms:.2f} ms, {used:,.0f} MB, loss {first:.3f} to {float(loss):.3f}"
+    used = torch.cuda.max_memory_reserved() / 1e6 if device == "cuda" else 0.0  # the pool's total, as ours
+    text = f"{name} ({torch.__version__}): {ms:.2f} ms, {used:,.0f} MB, loss {first:.3f} to {float(loss.detach()):.3f}"
     return {"text": text, "key": key, "compiled": compiled, "milliseconds": ms, "megabytes": used}
 
 
@@ -311,9 +318,9 @@ def _product(precision: str, n: int) -> dict[str, Any]:
     dtype = "bfloat16" if precision == "bf16" else "float32"
     a, b, c = random((n, n), dtype, 0), random((n, n), dtype, 1), cupy.empty((n, n), dtype=dtype)
     factors = [blas.Matrix(array, n, n) for array in (a, b, c)]
-    ms = milliseconds(lambda: blas.matmul(*factors, tf32=precision == "tf32"), tiny=n < 100, repeat=3)
-    rate = 2 * n**3 / ms * 1e3
-    text = f"{n}x{n} product, {precision}: {rate / 1e12:,.1f} TFLOP/s"
+    time = timed(lambda: blas.matmul(*factors, tf32=precision == "tf32"), tiny=n < 100, repeat=3)
+    rate = 2 * n**3 / time.milliseconds * 1e3
+    text = f"{n}x{n} product, {precision}: {rate / 1e12:,.1f} TFLOP/s{time.note}"
     return {"text": text, "precision": precision, "rate": rate}
 
 
@@ -332,9 +339,9 @@ def training(cases: Cases) -> None:
         raise Skipped("training on the simulated GPU would take hours; the steps are the trial")
     if not list(Path(cases.data_dir).glob("cifar-10*")):
         raise Skipped(f"there are no CIFAR-10 files in {cases.data_dir}")
-    for depth, share in ((18, 0.35), (101, 1.0)):
+    for depth, share, needs in ((18, 0.35, 40), (101, 1.0, 60)):
         run = functools.partial(_train, cases, script, depth, share)
-        cases.run(f"ResNet-{depth}", run, needs=30, limit=cases.time_left)
+        cases.run(f"ResNet-{depth}", run, needs=needs, limit=cases.time_left)
 
 
 def _train(cases: Cases, script: Path, depth: int, share: float) -> dict[str, Any]:
@@ -343,27 +350,47 @@ def _train(cases: Cases, script: Path, depth: int, share: float) -> dict[str, An
     with _computing(precision), step.active():
         ms = _milliseconds_of_steps(step, x, y, cases.tiny)
     step = x = y = None
-    free_memory()
-    start = 15  # seconds to read the data, to compile, and for the first evaluation
-    epoch = 98 * 1e-3 * ms * 1.15  # 50,000 images, and an evaluation
-    seconds = share * (cases.time_left - 10)
-    epochs = max(1, int((seconds - start) / epoch))
+    graph.free_memory()
+    epochs, minutes = epochs_that_fit(depth, ms, share * (cases.time_left - 10))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"resnet{depth}"
         command = [
             sys.executable, str(script), "--depth", str(depth), "--data", "cifar10", "--data-dir", cases.data_dir,
-            "--batch-size", "512", "--epochs", str(epochs), "--max-minutes", f"{seconds / 60:.2f}", "--out", str(out),
+            "--batch-size", "512", "--epochs", str(epochs), "--max-minutes", f"{minutes:.2f}", "--out", str(out),
         ]  # fmt: skip
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
-        text = (done.stdout if done.returncode == 0 else done.stderr).strip()
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        status, text = _output(command, environment, cases.time_left - 5)
         files = {name: out / name for name in ("config.json", "results.json", "log.jsonl")}
         found = {name: path.read_text() for name, path in files.items() if path.exists()}
-    values: dict[str, Any] = {"epochs": epochs, "step_milliseconds": ms, "command": " ".join(command[1:])}
+    log = [json.loads(line) for line in found.get("log.jsonl", "").splitlines()]
+    values: dict[str, Any] = {"epochs": epochs, "step_milliseconds": ms, "command": " ".join(command[1:]), "log": log}
     values |= {name: json.loads(text) for name, text in found.items() if name.endswith(".json")}
-    values["log"] = [json.loads(line) for line in found.get("log.jsonl", "").splitlines()]
-    if done.returncode != 0:
-        values |= {"wrong": True, "traceback": text[-4000:]}
-    return {"text": (text.splitlines() or ["it said nothing"])[-1][:250], **values}
+    last = (text.strip().splitlines() or ["it said nothing"])[-1][:250]
+    if status == 0:
+        return {"text": last, **values}
+    so_far = f"; {100 * log[-1]['test_accuracy']:.2f} % after {log[-1]['epoch']} epochs" if log else ""
+    return {"text": f"ResNet-{depth}: {status}: {last}{so_far}", "wrong": True, "traceback": text[-4000:], **values}
+
+
+def epochs_that_fit(depth: int, step_milliseconds: float, seconds: float) -> tuple[int, float]:
+    """(whole epochs of CIFAR-10 at batch 512, minutes of training after which to stop at the latest) for a run that may
+    take so many seconds from its start to its end."""
+    around = 20  # to read the data and compile; the last evaluation and the pictures
+    saving = 0.5 if depth == 18 else 2.5  # a checkpoint after each epoch
+    epoch = 98 * 1e-3 * step_milliseconds * 1.15 + 1 + saving  # 50,000 images, and an evaluation
+    return max(1, int((seconds - around) / epoch)), max(seconds - around, 6) / 60
+
+
+def _output(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int | str, str]:
+    """(exit status, what it wrote) of a command; "stopped after N s" in the place of the status if it took longer."""
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        try:
+            done = subprocess.run(command, stdout=file, stderr=file, env=environment, timeout=seconds, check=False)
+            status: int | str = done.returncode
+        except subprocess.TimeoutExpired:
+            status = f"stopped after {seconds:.0f} s"
+        file.seek(0)
+        return status, file.read()
 
 
 STAGES = {

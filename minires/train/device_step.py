@@ -16,7 +16,7 @@ import minires.functional as F
 from minires import nn
 from minires.device import Array, module_of
 from minires.kernels import cuda
-from minires.kernels.cuda.graph import Recorder, RecordingError
+from minires.kernels.cuda.graph import Recorder, RecordingError, free_memory
 from minires.nn import Module
 from minires.optim import Optimizer
 from minires.tensor import Tensor
@@ -68,7 +68,7 @@ class DeviceStep:
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
-        cupy.get_default_memory_pool().free_all_blocks()  # an evaluation leaves memory that the graph's pool may need
+        free_memory()  # an evaluation leaves some that the graph's pool may need
         with self._recorder.stream:
             try:
                 yield

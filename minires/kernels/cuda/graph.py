@@ -19,18 +19,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, finalize
 
 from minires.kernels.cuda import blas
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
-_recorders: WeakSet[Recorder] = WeakSet()
+# CuPy never gives back what lies in a pool that is gone. So a recorder leaves its pool here, until that is empty.
+_pools: WeakKeyDictionary[Recorder, Any] = WeakKeyDictionary()
+_left_behind: list[Any] = []
 
 
 def pools_bytes() -> int:
     """What the pools of all graphs have taken from the device, beside CuPy's default pool."""
-    return sum(recorder.pool.total_bytes() for recorder in _recorders)
+    return sum(pool.total_bytes() for pool in [*_pools.values(), *_left_behind])
+
+
+def free_memory() -> None:
+    """Give back to the device what no array lies in: of CuPy's default pool, and of the pools of recorders that are
+    gone. Those of other recorders are left alone: a graph works in memory that no array holds any more."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    for pool in _left_behind:
+        pool.free_all_blocks()
+    _left_behind[:] = [pool for pool in _left_behind if pool.total_bytes()]
 
 
 class RecordingError(RuntimeError):
@@ -65,7 +78,8 @@ class Recorder:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool(_allocator(self.stream))
         self._graph = None
-        _recorders.add(self)
+        _pools[self] = self.pool
+        finalize(self, _left_behind.append, self.pool)
 
     @property
     def recorded(self) -> bool:
@@ -81,14 +95,11 @@ class Recorder:
             yield
 
     def free_unused(self) -> None:
-        """Give what no array lies in back to the device: from CuPy's default pool, and from this one unless there is a
-        graph, which works in memory that no array holds any more."""
-        import cupy
-
+        """The same as `free_memory`, and of this recorder's pool unless there is a graph. Waits for the stream."""
         self.stream.synchronize()
         if not self.recorded:
             self.pool.free_all_blocks()
-        cupy.get_default_memory_pool().free_all_blocks()
+        free_memory()
 
     def record(self, function: Callable[[], None]) -> None:
         """Note down what `function` launches; it does not run. The stream must be the current one.

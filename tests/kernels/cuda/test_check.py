@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import minires as mr
-from minires.kernels.cuda import check, launch, simulator
+from minires.kernels.cuda import blas, check, launch, simulator
+from minires.kernels.cuda.graph import Recorder, free_memory, pools_bytes
 from minires.measure import find, speed, tools
 from minires.measure.cases import breaks_the_context
 
@@ -135,7 +136,31 @@ def test_tests_that_fail_or_crash_have_a_row_each(checkout):
     assert "killed by SIGSEGV" in rows[1]["text"]
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in rows[2]["text"]
     assert (rows[-1]["passed"], rows[-1]["skipped"], rows[-1]["failed"]) == (1, 1, 0)  # five and six
+    assert "from test 5 of 6 on" in rows[-1]["text"]
     assert "six by nine" in printed
+    assert "test_graph.py" in rows[1]["traceback"].splitlines()[3], "the last call comes first"
+
+
+@needs_compiler
+def test_a_pytest_that_does_not_even_begin_is_no_success(checkout):
+    (checkout / "tests/kernels/cuda").mkdir(parents=True)
+    (checkout / "tests/kernels/cuda/test_graph.py").write_text("def test_one():\n    pass\n")
+    (checkout / "tests/conftest.py").write_text("import no_such_package\n")
+    status, printed, records = run(checkout, "--stages", "tests", "--budget", "30")
+    assert status == 1
+    assert "PYTEST ITSELF FAILED" in printed
+    assert records["tests"]["rows"][-1]["wrong"]
+
+
+@needs_compiler
+def test_what_there_was_no_time_for_is_said_and_is_no_fault(checkout):
+    plant(checkout, "minires/measure/speed.py", "def _copy(tiny: bool) -> dict[str, Any]:\n",
+          "def _copy(tiny: bool) -> dict[str, Any]:\n    import time; time.sleep(60)\n")  # fmt: skip
+    status, printed, records = run(checkout, "--stages", "ceilings", "--budget", "4")
+    assert status == 0
+    (row,) = records["ceilings"]["rows"]
+    assert (row["text"], row["untried"]) == ("copy: its time was up", True)
+    assert "there was no time for 1 cases" in printed
 
 
 @needs_compiler
@@ -189,16 +214,21 @@ def test_stages_share_the_time_that_is_left(plan, tmp_path, monkeypatch):
         clock[0] += limit / 2  # each leaves half of its time to those after it
 
     monkeypatch.setattr(check, "run_stage", run_stage)
-    assert check.main(["--out", str(tmp_path), "--plan", plan]) == 0
+    (tmp_path / "cifar-10-python.tar.gz").touch()
+    arguments = ["--out", str(tmp_path / "out"), "--data-dir", str(tmp_path)]
+    assert check.main([*arguments, "--plan", plan]) == 0
     stages, budget = check.PLANS[plan]
     assert list(limits) == list(stages)
     left = budget
     for i, stage in enumerate(stages):
         assert limits[stage] == pytest.approx(left * check.SHARES[stage] / sum(check.SHARES[s] for s in stages[i:]))
         left -= limits[stage] / 2
-    check.main(["--out", str(tmp_path), "--stages", "tests", "--budget", "240"])
+    check.main([*arguments, "--stages", "tests", "--budget", "240"])
     assert limits["tests"] == 240, "alone it may take everything"
-    assert len(list(tmp_path.iterdir())) <= 8
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    check.main([*arguments, "--stages", "ceilings", "training", "--budget", "240"])
+    assert limits["ceilings"] > 200, "there is nothing to train on"
+    assert len(list((tmp_path / "out").iterdir())) == 4, "a record and a table for the plan, and for the stages"
 
 
 def test_a_process_that_does_not_stop_by_itself_is_killed(tmp_path, monkeypatch):
@@ -242,10 +272,8 @@ def test_which_errors_break_the_context(text, lost):
     assert breaks_the_context(text) == lost
 
 
-def test_recorded_steps_are_held_to_those_of_the_cpu(any_gpu, monkeypatch):
+def test_recorded_steps_are_held_to_those_of_the_cpu(gpu, monkeypatch):
     """Graph and eager agree on a wrong update too."""
-    if not isinstance(any_gpu, simulator.Gpu):
-        pytest.skip("the stage itself runs there")
     assert not find.recorded_steps("fp32", tiny=True)["wrong"]
     original = launch.source
     fault = ("float v = momentum * velocity[i] + g;", "float v = momentum * velocity[i] + 0.5f * g;")
@@ -274,7 +302,7 @@ class _Step:
         ([2.3, 1.2], [2.3, 1.3], "graph and eager DIFFER from step 2 on: 1.2, 1.3"),
     ],
 )
-def test_steps_whose_losses_are_wrong_are_no_success(any_gpu, monkeypatch, graph, eager, said):
+def test_steps_whose_losses_are_wrong_are_no_success(gpu, monkeypatch, graph, eager, said):
     losses = {True: graph, False: eager}
     monkeypatch.setattr(
         speed,
@@ -304,17 +332,73 @@ def test_what_is_wrong_with_an_output_is_said():
     json.dumps(rows)
 
 
-def test_a_time_is_the_median_of_rounds_and_of_a_replayed_graph(any_gpu, monkeypatch):
+def test_a_time_is_that_of_a_replayed_graph_or_says_that_it_is_not(any_gpu):
     import cupy
 
     x = cupy.zeros(8, dtype="float32")
-    assert tools.milliseconds(lambda: x.__iadd__(1), tiny=False, repeat=4, rounds=3) > 0
+    time = tools.timed(lambda: x.__iadd__(1), tiny=False, repeat=4, rounds=3)
+    assert time.milliseconds > 0
+    assert (time.recorded, time.note) == (True, "")
     # once to warm up, and (once more, and in 3 rounds) 4 times each
     assert x.tolist() == [1 + 4 * 4] * 8
     if isinstance(any_gpu, simulator.Gpu):
         assert any_gpu.launches["graph"] == 4
     y = cupy.zeros(8, dtype="float32")
-    assert tools.milliseconds(lambda: float(y.__iadd__(1)[0]), tiny=False, repeat=2, rounds=3) > 0, "not recordable"
+    time = tools.timed(lambda: float(y.__iadd__(1)[0]), tiny=False, repeat=2, rounds=3)
+    assert not time.recorded
+    assert "NOT RECORDED" in time.note
+
+
+def test_a_time_is_the_median_of_rounds_each_of_several_calls(gpu, monkeypatch):
+    """Rounds of 4 calls: 2 ms each in the first round, 3 ms in the next, ..."""
+    clock, rounds = [0.0], [0]
+
+    class Event:
+        def record(self):
+            self.at = clock[0]
+
+        def synchronize(self):
+            pass
+
+    import cupy
+
+    monkeypatch.setattr(cupy.cuda, "Event", Event)
+    monkeypatch.setattr(cupy.cuda, "get_elapsed_time", lambda begin, end: end.at - begin.at)
+
+    def replay(self):
+        clock[0] += 4 * (1 + rounds[0])
+        rounds[0] += 1
+
+    monkeypatch.setattr(Recorder, "replay", replay)
+    assert tools.timed(lambda: None, tiny=False, repeat=4, rounds=5).milliseconds == 4  # of 2, 3, 4, 5 and 6
+
+
+def test_nothing_of_a_step_or_a_time_stays_on_the_gpu(gpu):
+    """A recorder's pool is given back when it is gone: CuPy itself never would."""
+    import cupy
+
+    blas.prepare(0)
+    free_memory()
+    used = gpu.used_bytes
+    step = find.step_losses(20, 2, "fp32", 8, True, 5)
+    assert gpu.used_bytes > used + (1 << 20)
+    del step
+    free_memory()
+    assert gpu.used_bytes == used
+    kept = []
+    tools.timed(lambda: kept.append(cupy.zeros(1000, dtype="float32")), tiny=True)
+    free_memory()
+    assert pools_bytes() > 0, "an array lies in the pool"
+    assert kept.pop(0).tolist() == [0] * 1000
+    kept.clear()
+    free_memory()
+    assert (gpu.used_bytes, pools_bytes()) == (used, 0)
+
+
+def test_as_many_epochs_are_trained_as_fit():
+    assert speed.epochs_that_fit(18, 30, 60) == (8, 40 / 60)  # of 98 steps, 3.4 s, and 1.5 s
+    assert speed.epochs_that_fit(101, 95, 100) == (5, 80 / 60)  # 10.7 s, and 3.5 s
+    assert speed.epochs_that_fit(101, 95, 10)[0] == 1
 
 
 def test_random_numbers_are_random(any_gpu):

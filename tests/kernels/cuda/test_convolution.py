@@ -87,7 +87,8 @@ def test_rounding_is_that_of_the_precision(algorithm, precision, device):
     for a, b in zip(got, expected):
         error = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert error < ROUNDING[precision]
-        assert precision == "fp32" or error > 1e-5, "tensor cores round, simulated ones too"
+        rounds = precision != "fp32" and (algorithm == "implicit" or device == "simulated")  # cuBLAS may do without
+        assert not rounds or error > 1e-5, "tensor cores round, simulated ones too"
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=str)

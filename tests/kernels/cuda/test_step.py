@@ -88,7 +88,7 @@ def test_a_step_of_resnet20_equals_the_reference(any_gpu, choose, algorithm, opt
     (loss, gradients, state), (got_loss, got_gradients, got_state), launches = on_both(
         any_gpu, choose, {"depth": 20}, make, size=16
     )
-    assert got_loss == pytest.approx(loss, rel=1e-6)
+    assert got_loss == pytest.approx(loss, rel=1e-5)  # a GPU's compiler fuses multiplications and additions
     assert relative(got_gradients, gradients) < 1e-4
     # Adam moves every weight by about lr, whatever its gradient: where that is rounding, it may move the other way.
     assert relative(got_state, state) < (1e-5 if optimizer == "sgd" else 1e-3)
@@ -118,7 +118,7 @@ def test_a_step_of_the_large_networks_equals_the_reference(any_gpu, choose, opti
 
 def test_other_precisions_round_but_do_the_same(any_gpu, choose, precision):
     reference, got, launches = on_both(any_gpu, choose, {"depth": 20}, lambda params: optim.SGD(params, 0.1), size=16)
-    assert got[0] == pytest.approx(reference[0], rel={"fp32": 1e-6, "tf32": 1e-3, "bf16": 2e-2}[precision])
+    assert got[0] == pytest.approx(reference[0], rel={"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-2}[precision])
     assert relative(got[1], reference[1]) < {"fp32": 1e-4, "tf32": 0.1, "bf16": 0.3}[precision]
     assert all(gradient.dtype == np.float32 for gradient in got[1].values())
     assert precision == "fp32" or launches["convolution"] > 0 or not isinstance(any_gpu, simulator.Gpu)

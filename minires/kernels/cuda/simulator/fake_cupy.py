@@ -76,7 +76,10 @@ class Memory:
 
 
 class MemoryPool:
-    """Keeps freed blocks and hands them out again, as cupy.cuda.MemoryPool does."""
+    """Keeps freed blocks and hands them out again, as cupy.cuda.MemoryPool does, though never a part of one.
+
+    What lies in a pool that is gone is lost to the device, as it is with CuPy.
+    """
 
     gpu: Gpu  # set on a subclass for each gpu
 
