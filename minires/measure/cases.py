@@ -93,7 +93,7 @@ class Cases:
             if not wanted:
                 return
             if self.time_left < needs:
-                self.row(name, f"{name}: there was no time for it", untried=True)
+                self.row(name, f"{name}: there was no time for it", untried=1)
                 return
             try:
                 values = function()

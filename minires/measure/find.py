@@ -339,24 +339,20 @@ def tests(cases: Cases) -> None:
     os.chdir(ROOT)
     chosen = ["tests/kernels/cuda/test_graph.py"] if cases.tiny else [path for path in TESTS if Path(path).exists()]
     plugin = TestCases(cases)
-    options = [
-        "-q",
-        "--tb=short",
-        f"--maxfail={MOST_FAILURES}",
-        "--continue-on-collection-errors",
-        "-p",
-        "no:cacheprovider",
-    ]
-    options += ["-p", "no:faulthandler", "-m", "gpu", "-k", "cuda or real"]
+    options = f"-q --tb=short --maxfail={MOST_FAILURES} --continue-on-collection-errors -m gpu -p no:cacheprovider"
+    options = [*options.split(), "-p", "no:faulthandler", "-k", "cuda or real"]  # faulthandler is ours (cases.py)
     status = pytest.main([*options, *chosen], plugins=[plugin])
     counts = ", ".join(f"{count} {what}" for what, count in plugin.counts.items())
     text = f"{counts}, from test {cases.first + 1} of {plugin.collected} on"
     if plugin.counts["failed"] >= MOST_FAILURES:
         text += f"; stopped after {MOST_FAILURES} failures"
-    broken = status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if broken or not plugin.collected:
+    if plugin.late:
+        text += f"; there was no time for {plugin.collected - cases.number} tests"
+    ended = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    broken = not plugin.collected or not (status in ended or plugin.late)
+    if broken:
         text += f"; PYTEST ITSELF FAILED, status {int(status)}"
-    cases.row("pytest", text, wrong=broken or not plugin.collected, **plugin.counts)
+    cases.row("pytest", text, wrong=broken, untried=(plugin.collected - cases.number) * plugin.late, **plugin.counts)
 
 
 STAGES = {"smoke": smoke, "kernels": kernel_times, "tests": tests}

@@ -23,6 +23,7 @@ class TestCases:
         self.cases = cases
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self.collected = 0  # of all processes
+        self.late = False  # whether the stage's time was up before the last test
         self._case: Any = None
 
     @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
@@ -31,6 +32,10 @@ class TestCases:
         self.collected = len(items)
         items[:] = items[self.cases.first : self.cases.beyond]
         self.cases.number = self.cases.first
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        """Before the tests are collected."""
+        self._session = session
 
     def pytest_collectreport(self, report: Any) -> None:
         """A file that cannot be imported."""
@@ -52,6 +57,8 @@ class TestCases:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """It has ended."""
         self._case.__exit__(None, None, None)
+        if self.cases.time_left < 2 and self.cases.number < self.collected:
+            self.late, self._session.shouldstop = True, "the stage's time is up"
 
     def _failed(self, report: Any) -> None:
         self.counts["failed"] += 1

@@ -108,7 +108,7 @@ def _run_cases(stage: str, path: Path, args: argparse.Namespace, end: float) -> 
                 return "skipped", ended.last_line
             if running is not None:  # it did not live to write its row
                 if time.monotonic() > end - 2 and ended.hung:  # it may have been right, and late
-                    append(path, stage=stage, case=running, text=f"{running}: its time was up", untried=True)
+                    append(path, stage=stage, case=running, text=f"{running}: its time was up", untried=1)
                     break
                 text, trace = f"{running}: {ended.how}", ended.trace
                 append(path, stage=stage, case=running, text=text, wrong=is_ours(stage), traceback=trace)
@@ -121,8 +121,8 @@ def _run_cases(stage: str, path: Path, args: argparse.Namespace, end: float) -> 
             skip = done - 1 if traced else done
         else:
             return "failed", "no time was left for all cases"
-    late = sum(row.get("untried", False) for row in read(path)[stage]["rows"])
-    return "done", f"there was no time for {late} cases" if late else ""
+    late = sum(row.get("untried", 0) for row in read(path)[stage]["rows"])
+    return "done", f"there was no time for {late} of its cases" if late else ""
 
 
 def is_ours(stage: str) -> bool:

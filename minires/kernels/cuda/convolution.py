@@ -36,7 +36,7 @@ def plan(geometry: Geometry, channels: int, outputs: int) -> str:
 
     The implicit kernels need channels and outputs in whole 16-byte pieces. In fp32 cuBLAS is so much faster than plain
     multiply-adds that writing columns pays (estimate); on tensor cores memory is the limit, and columns lose.
-    `python -m minires.kernels.cuda.check` times both at the shapes of the ResNets.
+    `python -m minires.kernels.cuda.check --plan measure` times both at the shapes of the ResNets.
     """
     if geometry == Geometry((1, 1), (1, 1), (0, 0), geometry.dilation):
         return "product"

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ from minires.kernels.cuda import blas, check, launch, simulator
 from minires.kernels.cuda.graph import Recorder, free_memory, pools_bytes
 from minires.measure import find, speed, tools
 from minires.measure.cases import breaks_the_context
+from minires.measure.pytest_cases import TestCases
 
 ROOT = Path(mr.__file__).parents[1]
 needs_compiler = pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
@@ -152,6 +153,30 @@ def test_a_pytest_that_does_not_even_begin_is_no_success(checkout):
     assert records["tests"]["rows"][-1]["wrong"]
 
 
+class Late:
+    """Cases whose time is up after the second test."""
+
+    first, beyond, number, time_left = 0, 10**6, 0, 100
+
+    def __init__(self):
+        self.rows = []
+
+    @contextmanager
+    def case(self, name, limit):
+        self.number += 1
+        self.time_left -= 49.5
+        yield True
+
+
+def test_tests_stop_when_their_time_is_up(tmp_path):
+    path = tmp_path / "test_some.py"
+    path.write_text("import pytest\n@pytest.mark.parametrize('i', range(5))\ndef test_it(i):\n    pass\n")
+    plugin = TestCases(Late())
+    status = pytest.main(["-q", "-p", "no:cacheprovider", str(path)], plugins=[plugin])
+    assert (plugin.late, plugin.collected, plugin.counts["passed"]) == (True, 5, 2)
+    assert status == pytest.ExitCode.INTERRUPTED
+
+
 @needs_compiler
 def test_what_there_was_no_time_for_is_said_and_is_no_fault(checkout):
     plant(checkout, "minires/measure/speed.py", "def _copy(tiny: bool) -> dict[str, Any]:\n",
@@ -159,8 +184,8 @@ def test_what_there_was_no_time_for_is_said_and_is_no_fault(checkout):
     status, printed, records = run(checkout, "--stages", "ceilings", "--budget", "4")
     assert status == 0
     (row,) = records["ceilings"]["rows"]
-    assert (row["text"], row["untried"]) == ("copy: its time was up", True)
-    assert "there was no time for 1 cases" in printed
+    assert (row["text"], row["untried"]) == ("copy: its time was up", 1)
+    assert "there was no time for 1 of its cases" in printed
 
 
 @needs_compiler
