@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--progress", type=Path, required=True, help="where to note how far it is")
     parser.add_argument("--skip", type=int, default=0, help="cases that are done already")
     parser.add_argument("--count", type=int, default=10**6, help="at most so many cases")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--end", type=float, required=True, help="when to be done, by time.monotonic()")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--data-dir", default="data")
@@ -37,7 +37,7 @@ def main() -> None:
     if reason:
         raise SystemExit(reason)
     cases = Cases(
-        args.stage, args.out, args.progress, args.seconds, skip=args.skip, count=args.count, device=args.device,
+        args.stage, args.out, args.progress, args.end, skip=args.skip, count=args.count, device=args.device,
         tiny=args.tiny, data_dir=args.data_dir, log=log,
     )  # fmt: skip
     with simulator.gpu() if args.device == "cpu" else nullcontext():
@@ -48,6 +48,7 @@ def main() -> None:
         except Skipped as reason:
             print(reason, file=sys.stderr)
             raise SystemExit(SKIPPED) from None
+        cases.note_state()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -46,18 +47,19 @@ class Cases:
     """The cases of one stage in this process: those numbered `skip` to `skip + count - 1`.
 
     stage, path        of the record, in JSON lines
+    end                when the stage's time is up, by time.monotonic()
     device, data_dir   as the check was given them
     tiny               sizes for a trial
     """
 
     def __init__(
-        self, stage: str, path: Path, progress: Path, seconds: float, *, skip: int = 0, count: int = 10**6,
+        self, stage: str, path: Path, progress: Path, end: float, *, skip: int = 0, count: int = 10**6,
         device: str = "cuda", tiny: bool = False, data_dir: str = "data", log: TextIO | None = None,
     ):  # fmt: skip
         self.stage, self.path, self.progress = stage, path, progress
         self.first, self.beyond, self.number = skip, skip + count, 0
         self.device, self.tiny, self.data_dir = device, tiny, data_dir
-        self.end = time.monotonic() + seconds
+        self.end = end
         self.log = log or sys.stderr
 
     @property
@@ -70,7 +72,7 @@ class Cases:
         append(self.path, stage=self.stage, case=case, text=text, **values)
 
     def note_machine(self) -> None:
-        """Which GPU, which versions, when."""
+        """Which GPU, which versions, when: what the numbers hang on."""
         import cupy
 
         info = mr.info()
@@ -79,10 +81,19 @@ class Cases:
             "GPU": f"{gpu['name']} ({gpu['capability']}, {gpu['memory']})",
             "driver": f"CUDA {driver // 1000}.{driver % 1000 // 10}",
             **{name: info["versions"][name] for name in ("cupy", "numpy", "minires")},
+            "revision": _said("git", "rev-parse", "--short", "HEAD") or "unknown",
             "Python": platform.python_version(),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         }
-        append(self.path, stage=self.stage, machine=machine)
+        append(self.path, stage=self.stage, machine=machine, info=info)
+        self.note_state()
+
+    def note_state(self) -> None:
+        """How fast the GPU's clocks run, and what holds them back; nothing where there is no nvidia-smi."""
+        if self.device == "cuda":
+            query = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
+            state = _said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+            append(self.path, stage=self.stage, states={datetime.now(timezone.utc).strftime("%H:%M:%S"): state})
 
     def run(self, name: str, function: Callable[[], dict[str, Any]], *, needs: float = 2, limit: float = 8) -> None:
         """Try `function`, which gives the row's values: at least "text". It is not begun with less than `needs` seconds
@@ -133,3 +144,11 @@ class Cases:
             note_progress(self.progress, self.number, None)
             self.log.flush()
             os._exit(BROKEN)  # at once: cleaning up would only fail, or wait for the GPU
+
+
+def _said(*command: str) -> str:
+    """What a command prints, in one line; nothing if it cannot be run."""
+    try:
+        return " ".join(subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split())
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -11,12 +11,13 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from minires import kernels, models
 from minires.kernels import reference
-from minires.kernels.cuda import blas, convolution, graph
+from minires.kernels.cuda import blas, convolution, graph, launch
 from minires.kernels.geometry import Geometry
 from minires.measure import roofline
 from minires.measure.cases import Cases, Skipped
@@ -38,6 +39,7 @@ STEP_CASES = [  # depth, batch, precision; the cheapest first, then in the order
     (101, 512, "bf16"), (18, 512, "bf16"), (101, 512, "fp32"), (50, 128, "tf32"), (101, 128, "bf16"),
     (20, 128, "bf16"), (18, 512, "fp32"), (50, 512, "tf32"), (18, 128, "tf32"), (20, 512, "tf32"),
 ]  # fmt: skip
+PROFILED = [(101, 512, "tf32"), (101, 512, "bf16"), (18, 512, "tf32")]
 COMPILED_CASES = [
     (18, 512, "tf32"),
     (20, 128, "tf32"),
@@ -61,6 +63,10 @@ def step_times(cases: Cases) -> None:
                 run = functools.partial(_step, cases, (depth, batch, precision), captured, name, losses)
                 cases.run(name, run, needs=15, limit=24)
                 graph.free_memory()
+            if (depth, batch, precision) in PROFILED or cases.tiny:
+                name = f"ResNet-{depth} batch {batch} {precision}, kernel by kernel"
+                cases.run(name, functools.partial(_profile, cases, (depth, batch, precision), name), limit=24)
+                graph.free_memory()
 
 
 def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, losses: dict) -> dict[str, Any]:
@@ -70,8 +76,9 @@ def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, lo
     size = 8 if cases.tiny else 32
     found, step, x, y = step_losses(depth, batch, precision, size, captured, steps=6)
     with _computing(precision), step.active():
-        ms = _milliseconds_of_steps(step, x, y, cases.tiny)
+        times = _milliseconds_of_steps(step, x, y, cases.tiny)
         found += [loss for loss, _ in step.read()]
+    ms = statistics.median(times)
     used = (cupy.get_default_memory_pool().total_bytes() + graph.pools_bytes()) / 1e6
     floor = _floor(depth, size, batch, precision, cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
     text = (
@@ -87,13 +94,13 @@ def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, lo
         text += f"; graph and eager DIFFER from step {first + 1} on: {other[first]!r}, {found[first]!r}"
         wrong = True
     return {
-        "text": text, "key": key, "graph": captured, "milliseconds": ms, "megabytes": used, "losses": found,
-        "floor_milliseconds": 1e3 * floor, "wrong": wrong,
+        "text": text, "key": key, "graph": captured, "milliseconds": ms, "rounds": times, "megabytes": used,
+        "losses": found, "floor_milliseconds": 1e3 * floor, "wrong": wrong,
     }  # fmt: skip
 
 
-def _milliseconds_of_steps(step: Any, x: Any, y: Any, tiny: bool) -> float:
-    """The median time of a training step, inside `step.active()`."""
+def _milliseconds_of_steps(step: Any, x: Any, y: Any, tiny: bool) -> list[float]:
+    """The time of a training step in several rounds, inside `step.active()`."""
     import cupy
 
     rounds, repeat = (1, 1) if tiny else (5, 5)
@@ -106,7 +113,59 @@ def _milliseconds_of_steps(step: Any, x: Any, y: Any, tiny: bool) -> float:
         end.record()
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(begin, end) / repeat)
-    return statistics.median(times)
+    return times
+
+
+def _profile(cases: Cases, key: tuple[int, int, str], name: str) -> dict[str, Any]:
+    """Where the time of an eager step goes: two events around every launch, added up by kernel, or shape of product."""
+    depth, batch, precision = key
+    _, step, x, y = step_losses(depth, batch, precision, 8 if cases.tiny else 32, False, steps=3)
+    with _computing(precision), step.active(), _events() as events:
+        step(x, y, LR)
+    sums: dict[str, list[float]] = {}
+    for what, begin, end in events:
+        found = sums.setdefault(what, [0, 0.0])
+        found[0], found[1] = found[0] + 1, found[1] + _elapsed(begin, end)
+    ordered = sorted(sums.items(), key=lambda item: -item[1][1])
+    total = sum(ms for _, ms in sums.values())
+    most = ", ".join(f"{what} {ms:.2f} ({count})" for what, (count, ms) in ordered[:7])
+    return {"text": f"{name}, {total:.1f} ms in {len(events)} launches: {most}, ...", "launches": ordered}
+
+
+def _elapsed(begin: Any, end: Any) -> float:
+    import cupy
+
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(begin, end)
+
+
+@contextlib.contextmanager
+def _events() -> Iterator[list[tuple[str, Any, Any]]]:
+    """Inside, every launch of our kernels and every product is noted: its name, and an event before and after it."""
+    import cupy
+
+    events: list[tuple[str, Any, Any]] = []
+    launched, multiplied = launch.Kernel.__call__, blas.Handle.gemm
+
+    def around(what: str, call: Callable[[], None]) -> None:
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        call()
+        end.record()
+        events.append((what, begin, end))
+
+    def kernel(self: launch.Kernel, *shape: Any, **arguments: Any) -> None:
+        around(self.name, lambda: launched(self, *shape, **arguments))
+
+    def gemm(self: blas.Handle, a: blas.Matrix, b: blas.Matrix, c: blas.Matrix, count: int, *rest: Any) -> None:
+        what = f"gemm {a.shape[0]}x{a.shape[1]}x{b.shape[1]}" + f" x{count}" * (count > 1)
+        around(what, lambda: multiplied(self, a, b, c, count, *rest))
+
+    launch.Kernel.__call__, blas.Handle.gemm = kernel, gemm
+    try:
+        yield events
+    finally:
+        launch.Kernel.__call__, blas.Handle.gemm = launched, multiplied
 
 
 @functools.cache
@@ -225,7 +284,7 @@ def _convolution(cases: Cases, layer: roofline.Layer, batch: int, precision: str
     text += next((time.note for pair in times.values() for time in pair if not time.recorded), "")
     return right | {
         "text": text, "precision": precision, "batch": batch, "layer": layer.__dict__, "milliseconds": both,
-        "gigaflop": rate,
+        "rounds": {product: [time.rounds for time in pair] for product, pair in times.items()}, "gigaflop": rate,
     }  # fmt: skip
 
 
@@ -244,8 +303,9 @@ def torch_times(cases: Cases) -> None:
     except ImportError:
         raise Skipped(f"there is no examples/torch_networks.py in {ROOT}") from None
     eager = step_cases(cases.tiny)
-    chosen = [*((key, False) for key in eager[:8]), *((key, True) for key in COMPILED_CASES * (not cases.tiny))]
-    for key, compiled in [*chosen, *((key, False) for key in eager[8:])]:
+    compiled = [] if cases.tiny else COMPILED_CASES
+    order = [(eager[:5], False), (compiled[:1], True), (eager[5:8], False), (compiled[1:], True), (eager[8:], False)]
+    for key, compiled in [(key, is_compiled) for keys, is_compiled in order for key in keys]:
         name = "torch{} ResNet-{} batch {} {}".format(".compile" if compiled else "", *key)
         run = functools.partial(_torch_step, torch, torch_networks, cases, key, compiled, name)
         cases.run(name, run, needs=40 if compiled else 8, limit=90 if compiled else 24)
@@ -293,8 +353,11 @@ def _torch_step(
         times.append((time.perf_counter() - start) / repeat)
     ms = 1e3 * statistics.median(times)
     used = torch.cuda.max_memory_reserved() / 1e6 if device == "cuda" else 0.0  # the pool's total, as ours
-    text = f"{name} ({torch.__version__}): {ms:.2f} ms, {used:,.0f} MB, loss {first:.3f} to {float(loss.detach()):.3f}"
-    return {"text": text, "key": key, "compiled": compiled, "milliseconds": ms, "megabytes": used}
+    text = f"{name}: {ms:.2f} ms, {used:,.0f} MB, loss {first:.3f} to {float(loss.detach()):.3f}"
+    return {
+        "text": text, "key": key, "compiled": compiled, "milliseconds": ms, "rounds": [1e3 * t for t in times],
+        "megabytes": used, "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(),
+    }  # fmt: skip
 
 
 # Ceilings ---------------------------------------------------------------------------------------------------
@@ -321,7 +384,7 @@ def _product(precision: str, n: int) -> dict[str, Any]:
     time = timed(lambda: blas.matmul(*factors, tf32=precision == "tf32"), tiny=n < 100, repeat=3)
     rate = 2 * n**3 / time.milliseconds * 1e3
     text = f"{n}x{n} product, {precision}: {rate / 1e12:,.1f} TFLOP/s{time.note}"
-    return {"text": text, "precision": precision, "rate": rate}
+    return {"text": text, "precision": precision, "rate": rate, "rounds": time.rounds}
 
 
 # Training ---------------------------------------------------------------------------------------------------
@@ -348,7 +411,7 @@ def _train(cases: Cases, script: Path, depth: int, share: float) -> dict[str, An
     precision = kernels.default_precision()
     _, step, x, y = step_losses(depth, 512, precision, 32, graph=True, steps=4)
     with _computing(precision), step.active():
-        ms = _milliseconds_of_steps(step, x, y, cases.tiny)
+        ms = statistics.median(_milliseconds_of_steps(step, x, y, cases.tiny))
     step = x = y = None
     graph.free_memory()
     epochs, minutes = epochs_that_fit(depth, ms, share * (cases.time_left - 10))
@@ -362,6 +425,8 @@ def _train(cases: Cases, script: Path, depth: int, share: float) -> dict[str, An
         status, text = _output(command, environment, cases.time_left - 5)
         files = {name: out / name for name in ("config.json", "results.json", "log.jsonl")}
         found = {name: path.read_text() for name, path in files.items() if path.exists()}
+        for picture in out.glob("*.png"):
+            shutil.copy(picture, cases.path.parent / f"{out.name}-{picture.name}")
     log = [json.loads(line) for line in found.get("log.jsonl", "").splitlines()]
     values: dict[str, Any] = {"epochs": epochs, "step_milliseconds": ms, "command": " ".join(command[1:]), "log": log}
     values |= {name: json.loads(text) for name, text in found.items() if name.endswith(".json")}

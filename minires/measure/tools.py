@@ -94,10 +94,15 @@ def described(rows: list[dict[str, Any]]) -> str:
 
 
 class Time(NamedTuple):
-    """The time of a call, and whether it could be recorded."""
+    """The times of a call in several rounds, and whether it could be recorded."""
 
-    milliseconds: float
+    rounds: list[float]  # milliseconds
     recorded: bool
+
+    @property
+    def milliseconds(self) -> float:
+        """The median."""
+        return statistics.median(self.rounds)
 
     @property
     def note(self) -> str:
@@ -106,7 +111,7 @@ class Time(NamedTuple):
 
 
 def timed(function: Callable[[], Any], tiny: bool, repeat: int = 10, rounds: int = 5) -> Time:
-    """The median time of one call on the GPU, over `rounds` of `repeat` calls between two events.
+    """The time of one call on the GPU, in each of `rounds` of `repeat` calls between two events.
 
     The calls are recorded as a CUDA graph: launched one by one, small kernels would be timed as the Python that
     launches them. What cannot be recorded is launched one by one all the same, and `recorded` is False.
@@ -138,7 +143,7 @@ def timed(function: Callable[[], Any], tiny: bool, repeat: int = 10, rounds: int
             end.record()
             end.synchronize()
             times.append(cupy.cuda.get_elapsed_time(begin, end) / repeat)
-    return Time(statistics.median(times), recorder.recorded)
+    return Time(times, recorder.recorded)
 
 
 def copy_bandwidth(tiny: bool) -> float:

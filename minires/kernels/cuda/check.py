@@ -42,7 +42,7 @@ PLANS = {
     "find": (("smoke", "kernels", "tests"), 200),
     "measure": (("steps", "convolutions", "torch", "ceilings", "training"), 420),
 }
-SHARES = {"smoke": 3, "kernels": 4, "tests": 7, "steps": 6, "convolutions": 3, "torch": 5, "ceilings": 1, "training": 9}
+SHARES = {"smoke": 4, "kernels": 4, "tests": 7, "steps": 6, "convolutions": 3, "torch": 5, "ceilings": 1, "training": 9}
 LINES = 60  # of the table
 BROKEN, SKIPPED = 3, 4  # exit statuses of a stage: the CUDA context is broken, and it does not apply here
 GRACE = 10  # seconds that a stage gets to end by itself, once its time is up
@@ -97,7 +97,7 @@ def _run_cases(stage: str, path: Path, args: argparse.Namespace, end: float) -> 
         while (left := end - time.monotonic()) > 2:
             note_progress(progress, skip, None)
             options = {"out": path, "progress": progress, "skip": skip, "count": 1 if traced else 10**6}
-            options |= {"seconds": f"{left:.1f}", "device": args.device, "data-dir": args.data_dir}
+            options |= {"end": f"{end:.3f}", "device": args.device, "data-dir": args.data_dir}
             ended = _run_process(
                 stage, options, args.tiny, left + GRACE, {"CUDA_LAUNCH_BLOCKING": "1"} if traced else {}
             )
@@ -108,8 +108,9 @@ def _run_cases(stage: str, path: Path, args: argparse.Namespace, end: float) -> 
                 return "skipped", ended.last_line
             if running is not None:  # it did not live to write its row
                 if time.monotonic() > end - 2 and ended.hung:  # it may have been right, and late
-                    append(path, stage=stage, case=running, text=f"{running}: its time was up", untried=1)
-                    break
+                    text = f"{running}: its time was up, after {done} cases; what comes after it was not tried"
+                    append(path, stage=stage, case=running, text=text, untried=1)
+                    return "done", f"its time was up in case {done + 1}, {running}; what comes after it was not tried"
                 text, trace = f"{running}: {ended.how}", ended.trace
                 append(path, stage=stage, case=running, text=text, wrong=is_ours(stage), traceback=trace)
                 done += 1
@@ -191,7 +192,7 @@ def append(path: Path, **line: Any) -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The record by stage: "status", "seconds" and "reason" of each, its "rows", and its "machine"."""
+    """The record by stage: "status", "seconds" and "reason" of each, its "rows", the "machine" and its "states"."""
     records: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         with suppress(json.JSONDecodeError):  # half a line, of a process that was killed
@@ -200,7 +201,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             if "text" in row:
                 record["rows"].append(row)
             else:
-                record |= row
+                record |= row | {"states": record.get("states", {}) | row.get("states", {})}
     return records
 
 
@@ -227,7 +228,7 @@ def table(records: dict[str, dict[str, Any]]) -> list[str]:
                     f"; torch {torch['milliseconds']:.2f} ms, ratio {row['milliseconds'] / torch['milliseconds']:.2f}; "
                     f"memory {row['megabytes']:.0f} / {torch['megabytes']:.0f} MB"
                 )
-            lines.append(f"   {'WRONG ' * bool(row.get('wrong'))}{text[:230]}")
+            lines.append(f"   {'WRONG ' * bool(row.get('wrong'))}{text[:300]}")
         if len(shown) < len(rows):
             lines.append(f"   ... {len(rows) - len(shown)} more rows in the record")
     return lines
