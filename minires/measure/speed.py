@@ -248,7 +248,7 @@ def _convolution_is_right(layer: roofline.Layer, batch: int, precision: str) -> 
         with _computing(precision, algorithm):
             got = tuple(run() for run in _products(layer, batch, precision).values())
         names = " ".join(f"{algorithm}:{name}" for name in ("y", "dx", "dweight"))
-        rows.append(compared(got, expected, names, TOLERANCE[precision], f"{algorithm}:"))
+        rows.append(compared(got, expected, names, TOLERANCE[precision]))
     text = f"{precision} {_layer_name(layer)}, batch {batch}: " + ", ".join(row["text"] for row in rows)
     found = [output for row in rows for output in row["outputs"]]
     return {"text": text, "outputs": found, "wrong": any(row["wrong"] for row in rows)}

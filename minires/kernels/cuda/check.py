@@ -234,19 +234,21 @@ def table(records: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def faults(records: dict[str, dict[str, Any]], most: int = 5, lines: int = 24) -> Sequence[str]:
-    """What is known of the first faults: the ends of their tracebacks."""
-    found = [(stage, row) for stage, record in records.items() for row in record["rows"] if row.get("wrong")]
-    found += [(stage, {"case": "the stage itself", **r}) for stage, r in records.items() if r.get("traceback")]
-    text = []
+def faults(records: dict[str, dict[str, Any]], most: int = 6, lines: int = 24) -> Sequence[str]:
+    """What is known of the first faults, two of a stage: the ends of their tracebacks, or what was got and expected."""
+    found, text = [], []
+    for stage, record in records.items():
+        rows = [row for row in record["rows"] if row.get("wrong")]
+        if "traceback" in record:  # it did not begin
+            rows.append(
+                {"case": "the stage itself", "text": record.get("reason", ""), "traceback": record["traceback"]}
+            )
+        found += [(stage, row) for row in rows[:2]]
     for stage, row in found[:most]:
         outputs = [json.dumps(output) for output in row.get("outputs", []) if output["wrong"]]
-        detail = row.get("traceback") or "\n".join(outputs)
-        said = detail.strip().splitlines()
-        said = said[:lines] if "(most recent call first)" in detail else said[-lines:]
-        text += [f"\n>> {stage}, {row['case']}: {row.get('text', '')}", *said]
-    if len(found) > most:
-        text.append(f"\n... and {len(found) - most} more in the record")
+        detail = (row.get("traceback") or "\n".join(outputs)).strip().splitlines()
+        first_is_last = any("(most recent call first)" in line for line in detail)  # faulthandler's
+        text += [f"\n>> {stage}: {row['case']}", row["text"], *(detail[:lines] if first_is_last else detail[-lines:])]
     return text
 
 
