@@ -71,7 +71,9 @@ def main() -> int:
     device = cli.choose_device(parser, args.device)
     mr.kernels.use(args.kernels)
     by_cuda_kernels = mr.kernels.in_use(device) == "cuda"
-    args.precision = args.precision or (usable_precision(args.saved_precision) if by_cuda_kernels else "fp32")
+    args.precision = args.precision or (
+        mr.kernels.default_precision(args.saved_precision) if by_cuda_kernels else "fp32"
+    )
     if args.precision != "fp32" and not by_cuda_kernels:
         parser.error(
             f"argument --precision: {args.precision} is for the CUDA kernels, in use are the "
@@ -264,12 +266,6 @@ def read_arguments(parser: cli.Parser) -> Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
-
-
-def usable_precision(saved: str | None) -> str:
-    """The precision that a resumed run had, if this GPU can compute in it; else the default."""
-    usable = saved in mr.kernels.PRECISIONS and not mr.kernels.why_not_precision(saved)
-    return saved if usable else mr.kernels.default_precision()
 
 
 def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[str, Any]:

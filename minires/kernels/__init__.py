@@ -24,7 +24,6 @@ from minires.kernels.cuda import precision as cuda_precision
 CHOICES = ("auto", "reference")
 PRECISIONS = cuda_precision.CHOICES
 default_precision = cuda_precision.default
-why_not_precision = cuda_precision.why_not
 
 
 def use(choice: str) -> None:

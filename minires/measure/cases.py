@@ -93,7 +93,7 @@ class Cases:
         if self.device == "cuda":
             query = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
             state = _said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
-            append(self.path, stage=self.stage, states={datetime.now(timezone.utc).strftime("%H:%M:%S"): state})
+            append(self.path, stage=self.stage, state=f"{datetime.now(timezone.utc):%H:%M:%S} {state}")
 
     def run(self, name: str, function: Callable[[], dict[str, Any]], *, needs: float = 2, limit: float = 8) -> None:
         """Try `function`, which gives the row's values: at least "text". It is not begun with less than `needs` seconds

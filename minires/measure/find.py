@@ -22,7 +22,17 @@ from minires.kernels.cuda import blas, launch
 from minires.kernels.cuda.graph import Recorder, RecordingError, free_memory
 from minires.measure.cases import Cases, Skipped
 from minires.measure.machine_code import variants
-from minires.measure.tools import TOLERANCE, copy_bandwidth, described, outputs, precisions, random, timed
+from minires.measure.tools import (
+    TOLERANCE,
+    computing,
+    copy_bandwidth,
+    described,
+    dtype_of,
+    outputs,
+    precisions,
+    random,
+    timed,
+)  # fmt: skip
 from minires.train import DeviceStep
 
 ROOT = Path(mr.__file__).parents[1]  # of the repository, if minires runs out of one
@@ -57,11 +67,11 @@ def smoke(cases: Cases) -> None:
 
 
 def _versions() -> dict[str, Any]:
-    info, libraries = mr.info(), ""
+    libraries = ""
     with suppress(ImportError, AttributeError):  # the simulated CuPy has none
         libraries = str(importlib.import_module("cupyx").get_runtime_info())
     cublas = getattr(blas.library(), "_name", "simulated")  # the path of the library
-    return {"text": f"NumPy {info['versions']['numpy']}, cuBLAS {cublas}", "info": info, "libraries": libraries}
+    return {"text": f"NumPy {np.__version__}, cuBLAS {cublas}", "libraries": libraries}
 
 
 def _loaded(file: str, defines: dict[str, Any], name: str) -> dict[str, Any]:
@@ -79,8 +89,7 @@ def _loaded(file: str, defines: dict[str, Any], name: str) -> dict[str, Any]:
 def _gemm(precision: str, n: int) -> dict[str, Any]:
     import cupy
 
-    dtype = "bfloat16" if precision == "bf16" else "float32"
-    a, b = (random((n, n), dtype, seed) for seed in (0, 1))
+    a, b = (random((n, n), dtype_of(precision), seed) for seed in (0, 1))
     c = cupy.empty((n, n), dtype="float32")
     blas.matmul(*(blas.Matrix(m, n, n) for m in (a, b, c)), tf32=precision == "tf32")
     expected = np.matmul(*(m.get().astype(np.float64) for m in (a, b)))
@@ -89,7 +98,7 @@ def _gemm(precision: str, n: int) -> dict[str, Any]:
 
 def _stacked_gemm(precision: str) -> dict[str, Any]:
     """Three products at once, of matrices that lie inside larger ones, transposed, and added to what is there."""
-    dtype = "bfloat16" if precision == "bf16" else "float32"
+    dtype = dtype_of(precision)
     a, b, c = random((3, 40, 32), dtype, 0), random((3, 24, 40), dtype, 1), random((3, 32, 48), "float32", 2)
     left, right = a.get().astype(np.float64)[:, :, 8:], b.get().astype(np.float64)[:, 8:, :]
     expected = c.get().astype(np.float64)
@@ -156,7 +165,7 @@ def recorded_steps(precision: str, tiny: bool) -> dict[str, Any]:
     batch, size, steps = (2, 8, 5) if tiny else (8, 32, 5)
     graph, eager = (step_losses(20, batch, precision, size, graph, steps)[0] for graph in (True, False))
     host = _losses_on_the_cpu(20, batch, size, steps)
-    apart = max(abs(a - b) for a, b in zip(graph, host)) / host[0]
+    apart = float(abs(np.subtract(graph, host)).max()) / host[0]  # NaN if any is
     right = apart < {"fp32": 1e-3, "tf32": 5e-2, "bf16": 1e-1}[precision]  # steps amplify what is rounded in the first
     text = f"5 steps of ResNet-20 in {precision}: losses {graph[0]:.4f} to {graph[-1]:.4f}, {apart:.0e} from the CPU's"
     text += "" if right else f" WHICH ARE {host}"
@@ -200,20 +209,15 @@ def step_losses(
     """The losses of so many steps on one batch of random images, and the step with its batch to go on with."""
     model, x, y = _model_and_batch(depth, batch, size)
     model.to("cuda")
-    kernels.use_precision(precision)
-    try:
-        step = DeviceStep(model, optim.SGD(model.parameters(), LR, 0.9), 0.0, graph=graph)
-        with step.active():
-            for _ in range(steps):
-                step(x, y, LR)
-            losses = [loss for loss, _ in step.read()]
-    finally:
-        kernels.use_precision("fp32")
+    step = DeviceStep(model, optim.SGD(model.parameters(), LR, 0.9), 0.0, graph=graph)
+    with computing(precision), step.active():
+        for _ in range(steps):
+            step(x, y, LR)
+        losses = [loss for loss, _ in step.read()]
     return losses, step, x, y
 
 
 # Kernels ----------------------------------------------------------------------------------------------------
-
 
 IN_L2 = 100e6  # bytes, below which the next call finds some of them in the cache: 50 to 60 MB on an H100 or H200
 

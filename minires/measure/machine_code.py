@@ -98,7 +98,7 @@ class Instruction(NamedTuple):
         return self.name.startswith(("HMMA", "FFMA"))
 
     def written(self) -> set[int]:
-        """Registers that it writes."""
+        """Registers that it writes: none if it stores, jumps, waits or compares."""
         if self.name.startswith(("ST", "BAR", "BRA", "RED", "ISETP", "FSETP", "PLOP", "BSYNC", "BSSY")):
             return set()
         return _registers(self.operands[0], self._width(0)) if self.operands else set()
@@ -126,11 +126,9 @@ def disassembler() -> str | None:
     """The path of nvdisasm, or None."""
     if path := shutil.which("nvdisasm"):
         return path
-    nvidia = importlib.util.find_spec("nvidia")
-    found = (
-        [p for root in nvidia.submodule_search_locations for p in Path(root).glob("*/bin/nvdisasm")] if nvidia else []
-    )
-    return str(found[0]) if found else None
+    nvidia = importlib.util.find_spec("nvidia")  # where pip puts NVIDIA's packages
+    folders = nvidia.submodule_search_locations if nvidia else []
+    return next((str(path) for folder in folders for path in Path(folder).glob("*/bin/nvdisasm")), None)
 
 
 def main_loop(cubin: bytes, kernel: str) -> list[Instruction]:

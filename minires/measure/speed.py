@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,18 @@ from minires.kernels.geometry import Geometry
 from minires.measure import roofline
 from minires.measure.cases import Cases, Skipped
 from minires.measure.find import LR, ROOT, compared, step_losses
-from minires.measure.tools import TOLERANCE, Time, copy_bandwidth, precisions, random, timed
+from minires.measure.tools import (
+    TOLERANCE,
+    Time,
+    around,
+    computing,
+    copy_bandwidth,
+    dtype_of,
+    elapsed,
+    precisions,
+    random,
+    timed,
+)  # fmt: skip
 
 # Training steps ---------------------------------------------------------------------------------------------
 
@@ -40,11 +51,7 @@ STEP_CASES = [  # depth, batch, precision; the cheapest first, then in the order
     (20, 128, "bf16"), (18, 512, "fp32"), (50, 512, "tf32"), (18, 128, "tf32"), (20, 512, "tf32"),
 ]  # fmt: skip
 PROFILED = [(101, 512, "tf32"), (101, 512, "bf16"), (18, 512, "tf32")]
-COMPILED_CASES = [
-    (18, 512, "tf32"),
-    (20, 128, "tf32"),
-    (101, 512, "tf32"),
-]  # by torch.compile: half a minute each, or more
+COMPILED_CASES = [(18, 512, "tf32"), (20, 128, "tf32"), (101, 512, "tf32")]  # by torch.compile: minutes, perhaps
 
 
 def step_cases(tiny: bool) -> Sequence[tuple[int, int, str]]:
@@ -75,7 +82,7 @@ def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, lo
     depth, batch, precision = key
     size = 8 if cases.tiny else 32
     found, step, x, y = step_losses(depth, batch, precision, size, captured, steps=6)
-    with _computing(precision), step.active():
+    with computing(precision), step.active():
         times = _milliseconds_of_steps(step, x, y, cases.tiny)
         found += [loss for loss, _ in step.read()]
     ms = statistics.median(times)
@@ -101,65 +108,43 @@ def _step(cases: Cases, key: tuple[int, int, str], captured: bool, name: str, lo
 
 def _milliseconds_of_steps(step: Any, x: Any, y: Any, tiny: bool) -> list[float]:
     """The time of a training step in several rounds, inside `step.active()`."""
-    import cupy
-
     rounds, repeat = (1, 1) if tiny else (5, 5)
-    times = []
-    for _ in range(rounds):
-        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-        begin.record()
+
+    def steps() -> None:
         for _ in range(repeat):
             step(x, y, LR)
-        end.record()
-        end.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(begin, end) / repeat)
-    return times
+
+    return [elapsed(*around(steps)) / repeat for _ in range(rounds)]
 
 
 def _profile(cases: Cases, key: tuple[int, int, str], name: str) -> dict[str, Any]:
     """Where the time of an eager step goes: two events around every launch, added up by kernel, or shape of product."""
     depth, batch, precision = key
     _, step, x, y = step_losses(depth, batch, precision, 8 if cases.tiny else 32, False, steps=3)
-    with _computing(precision), step.active(), _events() as events:
+    with computing(precision), step.active(), _events() as events:
         step(x, y, LR)
     sums: dict[str, list[float]] = {}
     for what, begin, end in events:
         found = sums.setdefault(what, [0, 0.0])
-        found[0], found[1] = found[0] + 1, found[1] + _elapsed(begin, end)
+        found[0], found[1] = found[0] + 1, found[1] + elapsed(begin, end)
     ordered = sorted(sums.items(), key=lambda item: -item[1][1])
     total = sum(ms for _, ms in sums.values())
     most = ", ".join(f"{what} {ms:.2f} ({count})" for what, (count, ms) in ordered[:7])
     return {"text": f"{name}, {total:.1f} ms in {len(events)} launches: {most}, ...", "launches": ordered}
 
 
-def _elapsed(begin: Any, end: Any) -> float:
-    import cupy
-
-    end.synchronize()
-    return cupy.cuda.get_elapsed_time(begin, end)
-
-
 @contextlib.contextmanager
 def _events() -> Iterator[list[tuple[str, Any, Any]]]:
     """Inside, every launch of our kernels and every product is noted: its name, and an event before and after it."""
-    import cupy
-
     events: list[tuple[str, Any, Any]] = []
     launched, multiplied = launch.Kernel.__call__, blas.Handle.gemm
 
-    def around(what: str, call: Callable[[], None]) -> None:
-        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-        begin.record()
-        call()
-        end.record()
-        events.append((what, begin, end))
-
     def kernel(self: launch.Kernel, *shape: Any, **arguments: Any) -> None:
-        around(self.name, lambda: launched(self, *shape, **arguments))
+        events.append((self.name, *around(lambda: launched(self, *shape, **arguments))))
 
     def gemm(self: blas.Handle, a: blas.Matrix, b: blas.Matrix, c: blas.Matrix, count: int, *rest: Any) -> None:
         what = f"gemm {a.shape[0]}x{a.shape[1]}x{b.shape[1]}" + f" x{count}" * (count > 1)
-        around(what, lambda: multiplied(self, a, b, c, count, *rest))
+        events.append((what, *around(lambda: multiplied(self, a, b, c, count, *rest))))
 
     launch.Kernel.__call__, blas.Handle.gemm = kernel, gemm
     try:
@@ -215,22 +200,10 @@ def _geometry(layer: roofline.Layer) -> Geometry:
     return Geometry(layer.kernel, layer.stride, tuple(k // 2 for k in layer.kernel), (1, 1))
 
 
-@contextlib.contextmanager
-def _computing(precision: str, algorithm: str = "auto") -> Iterator[None]:
-    """Inside, the kernels compute in `precision`, and convolutions by `algorithm`."""
-    before = kernels.cuda.precision.current, convolution.algorithm
-    kernels.use_precision(precision)
-    convolution.algorithm = algorithm
-    try:
-        yield
-    finally:
-        kernels.cuda.precision.current, convolution.algorithm = before
-
-
 def _products(layer: roofline.Layer, batch: int, precision: str) -> dict[str, Any]:
     """The three products of a layer, as functions."""
     geometry = _geometry(layer)
-    dtype = "bfloat16" if precision == "bf16" else "float32"
+    dtype = dtype_of(precision)
     x, dy = random((batch, *layer.size, layer.channels), dtype, 0), random((batch, *layer.out, layer.outputs), dtype, 1)
     weight = random((*layer.kernel, layer.channels, layer.outputs), "float32", 2)
     return {
@@ -242,11 +215,11 @@ def _products(layer: roofline.Layer, batch: int, precision: str) -> dict[str, An
 
 def _convolution_is_right(layer: roofline.Layer, batch: int, precision: str) -> dict[str, Any]:
     """Both algorithms against float64 on the host."""
-    expected = _in_double(layer, batch, precision == "bf16")
-    rows = []
+    expected = _in_double(layer, batch, dtype_of(precision))
+    products, rows = _products(layer, batch, precision), []
     for algorithm in ("columns", "implicit"):
-        with _computing(precision, algorithm):
-            got = tuple(run() for run in _products(layer, batch, precision).values())
+        with computing(precision, algorithm):
+            got = tuple(run() for run in products.values())
         names = " ".join(f"{algorithm}:{name}" for name in ("y", "dx", "dweight"))
         rows.append(compared(got, expected, names, TOLERANCE[precision]))
     text = f"{precision} {_layer_name(layer)}, batch {batch}: " + ", ".join(row["text"] for row in rows)
@@ -255,9 +228,8 @@ def _convolution_is_right(layer: roofline.Layer, batch: int, precision: str) -> 
 
 
 @functools.cache
-def _in_double(layer: roofline.Layer, batch: int, rounded: bool) -> tuple[np.ndarray, ...]:
-    """y, dx and dweight in float64, of the same numbers as in `_products`; `rounded` to bfloat16 before."""
-    dtype = "bfloat16" if rounded else "float32"
+def _in_double(layer: roofline.Layer, batch: int, dtype: str) -> tuple[np.ndarray, ...]:
+    """y, dx and dweight in float64, of the same numbers as in `_products`, rounded to `dtype` as there."""
     shapes = [(batch, *layer.size, layer.channels), (batch, *layer.out, layer.outputs)]
     x, dy = (random(shape, dtype, seed).get().astype(np.float64) for seed, shape in enumerate(shapes))
     weight = random((*layer.kernel, layer.channels, layer.outputs), dtype, 2).get().astype(np.float64)
@@ -274,7 +246,7 @@ def _convolution(cases: Cases, layer: roofline.Layer, batch: int, precision: str
     products = _products(layer, batch, precision)
     times: dict[str, list[Time]] = {product: [] for product in products}
     for algorithm in ("columns", "implicit"):
-        with _computing(precision, algorithm):
+        with computing(precision, algorithm):
             for product, run in products.items():
                 times[product].append(timed(run, cases.tiny, repeat=3, rounds=3))
     rate = 2 * batch * layer.out[0] * layer.out[1] * layer.k * layer.outputs / 1e9  # GFLOP of one product
@@ -378,7 +350,7 @@ def _copy(tiny: bool) -> dict[str, Any]:
 def _product(precision: str, n: int) -> dict[str, Any]:
     import cupy
 
-    dtype = "bfloat16" if precision == "bf16" else "float32"
+    dtype = dtype_of(precision)
     a, b, c = random((n, n), dtype, 0), random((n, n), dtype, 1), cupy.empty((n, n), dtype=dtype)
     factors = [blas.Matrix(array, n, n) for array in (a, b, c)]
     time = timed(lambda: blas.matmul(*factors, tf32=precision == "tf32"), tiny=n < 100, repeat=3)
@@ -410,7 +382,7 @@ def training(cases: Cases) -> None:
 def _train(cases: Cases, script: Path, depth: int, share: float) -> dict[str, Any]:
     precision = kernels.default_precision()
     _, step, x, y = step_losses(depth, 512, precision, 32, graph=True, steps=4)
-    with _computing(precision), step.active():
+    with computing(precision), step.active():
         ms = statistics.median(_milliseconds_of_steps(step, x, y, cases.tiny))
     step = x = y = None
     graph.free_memory()

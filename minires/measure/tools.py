@@ -6,14 +6,15 @@ Reading order: after roofline.py. Next: find.py.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires import kernels
 from minires.device import to_device
+from minires.kernels.cuda import convolution, precision
 from minires.kernels.cuda.graph import Recorder, RecordingError
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # of results, in L2 norm; a product in tf32 may be truncated
@@ -22,8 +23,7 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # of results, in L2 norm
 def random(shape: Sequence[int], dtype: str = "float32", seed: int = 0) -> Any:
     """Normally distributed numbers on the GPU; beyond 4 million they repeat.
 
-    Zeros and ones would be kinder to the GPU than a network is: few of its wires change, and it clocks higher; the same
-    product ran 13 % faster on zeros.
+    Zeros and ones would be kinder to the GPU than a network is: fewer of its wires change, and it may clock higher.
     """
     import cupy
 
@@ -135,15 +135,27 @@ def timed(function: Callable[[], Any], tiny: bool, repeat: int = 10, rounds: int
         except RecordingError:
             launch = calls
         launch()
-        times = []
-        for _ in range(rounds):
-            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-            begin.record()
-            launch()
-            end.record()
-            end.synchronize()
-            times.append(cupy.cuda.get_elapsed_time(begin, end) / repeat)
+        times = [elapsed(*around(launch)) / repeat for _ in range(rounds)]
     return Time(times, recorder.recorded)
+
+
+def around(function: Callable[[], Any]) -> tuple[Any, Any]:
+    """Call `function`; an event before and one after what it launches."""
+    import cupy
+
+    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    begin.record()
+    function()
+    end.record()
+    return begin, end
+
+
+def elapsed(begin: Any, end: Any) -> float:
+    """Milliseconds between two events; waits for the second."""
+    import cupy
+
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(begin, end)
 
 
 def copy_bandwidth(tiny: bool) -> float:
@@ -155,9 +167,26 @@ def copy_bandwidth(tiny: bool) -> float:
     return 2 * a.nbytes / (1e-3 * timed(lambda: b.__setitem__(..., a), tiny).milliseconds)
 
 
+@contextmanager
+def computing(choice: str, algorithm: str = "auto") -> Iterator[None]:
+    """Inside, the kernels compute in this precision, and convolutions by `algorithm`."""
+    before = precision.current, convolution.algorithm
+    precision.use(choice)
+    convolution.algorithm = algorithm
+    try:
+        yield
+    finally:
+        precision.current, convolution.algorithm = before
+
+
+def dtype_of(choice: str) -> str:
+    """In which activations are stored in this precision."""
+    return "bfloat16" if choice == "bf16" else "float32"
+
+
 def precisions() -> list[str]:
     """Those in which this GPU computes."""
-    found = [precision for precision in kernels.PRECISIONS if not kernels.why_not_precision(precision)]
+    found = [choice for choice in precision.CHOICES if not precision.why_not(choice)]
     if "bf16" in found:
         import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype
     return found

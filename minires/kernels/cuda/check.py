@@ -61,9 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", default="data", help="where the CIFAR-10 files are")
     args = parser.parse_args(arguments)
     stages, seconds = PLANS[args.plan] if args.plan else (tuple(dict.fromkeys(args.stages)), 200)
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.budget is not None and not 0 < args.budget < float("inf"):
+        parser.error(f"argument --budget: {args.budget} is not a number of seconds above 0")
     path = args.out.resolve() / f"{args.plan or 'check'}.jsonl"  # a stage may change its working directory
-    path.write_text("")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    except OSError as error:
+        parser.error(f"argument --out: {error.filename}: {error.strerror}")
     shares = dict(SHARES)
     if not list(Path(args.data_dir).glob("cifar-10*")):
         shares["training"] = 0.1  # it will be skipped
@@ -192,7 +197,7 @@ def append(path: Path, **line: Any) -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The record by stage: "status", "seconds" and "reason" of each, its "rows", the "machine" and its "states"."""
+    """The record by stage: "status", "seconds" and "reason" of each, its its "rows", and its "machine"."""
     records: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         with suppress(json.JSONDecodeError):  # half a line, of a process that was killed
@@ -201,7 +206,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             if "text" in row:
                 record["rows"].append(row)
             else:
-                record |= row | {"states": record.get("states", {}) | row.get("states", {})}
+                record |= row
     return records
 
 

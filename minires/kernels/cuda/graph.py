@@ -19,20 +19,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakSet, finalize
 
 from minires.kernels.cuda import blas
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
+_recorders: WeakSet[Recorder] = WeakSet()
 # CuPy never gives back what lies in a pool that is gone. So a recorder leaves its pool here, until that is empty.
-_pools: WeakKeyDictionary[Recorder, Any] = WeakKeyDictionary()
 _left_behind: list[Any] = []
 
 
 def pools_bytes() -> int:
     """What the pools of all graphs have taken from the device, beside CuPy's default pool."""
-    return sum(pool.total_bytes() for pool in [*_pools.values(), *_left_behind])
+    return sum(pool.total_bytes() for pool in [*(recorder.pool for recorder in _recorders), *_left_behind])
 
 
 def free_memory() -> None:
@@ -78,7 +78,7 @@ class Recorder:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool(_allocator(self.stream))
         self._graph = None
-        _pools[self] = self.pool
+        _recorders.add(self)
         finalize(self, _left_behind.append, self.pool)
 
     @property

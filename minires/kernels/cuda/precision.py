@@ -37,6 +37,8 @@ def use(choice: str) -> None:
 def why_not(choice: str) -> str | None:
     """Why this machine cannot compute in `choice`, as one line, or None when it can. Without a GPU nothing speaks
     against tf32."""
+    if choice not in CHOICES:
+        return f"precision: {choice!r} is unknown, expected one of {', '.join(CHOICES)}"
     capability = cuda.capability()
     if choice != "fp32" and capability and capability < TENSOR_CORES:
         return (
@@ -48,9 +50,9 @@ def why_not(choice: str) -> str | None:
     return None
 
 
-def default() -> str:
-    """What training on this GPU uses unless told otherwise: "tf32", or "fp32" where there is none."""
-    return "fp32" if why_not("tf32") else "tf32"
+def default(preferred: str | None = None) -> str:
+    """What training on this GPU uses unless told otherwise: the first it can of `preferred`, "tf32" and "fp32"."""
+    return next(choice for choice in (preferred, "tf32", "fp32") if choice and not why_not(choice))
 
 
 def activation() -> str:

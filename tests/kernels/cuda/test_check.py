@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 import minires as mr
-from minires.kernels.cuda import blas, check, launch, simulator
+from minires.kernels.cuda import blas, check, convolution, launch, precision, simulator
 from minires.kernels.cuda.graph import Recorder, free_memory, pools_bytes
-from minires.measure import find, speed, tools
+from minires.measure import cases, find, speed, tools
 from minires.measure.cases import breaks_the_context
 from minires.measure.pytest_cases import TestCases
 
@@ -256,6 +256,22 @@ def test_stages_share_the_time_that_is_left(plan, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").iterdir())) == 4, "a record and a table for the plan, and for the stages"
 
 
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf"])
+def test_a_budget_that_is_no_time_is_an_error(budget, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        check.main(["--out", str(tmp_path), "--plan", "find", "--budget", budget])
+    assert stopped.value.code == 2
+    assert f"argument --budget: {float(budget)} is not" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        check.main(["--out", str(tmp_path / "file"), "--plan", "find"])
+    assert stopped.value.code == 2
+    assert "argument --out: " in capsys.readouterr().err
+
+
 def test_a_process_that_does_not_stop_by_itself_is_killed(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho so far >&2\nsleep 100 &\nwait\n")
@@ -280,6 +296,32 @@ def test_the_table_has_sixty_lines_at_most_and_puts_torch_beside_our_steps(tmp_p
     lines = check.table(check.read(path))
     assert len(lines) <= 60
     assert any("row 3; torch 4.00 ms, ratio 0.50; memory 10 / 20 MB" in line for line in lines)
+
+
+def test_an_error_that_only_passed_on_the_gpus_names_that_one_and_ends_the_process(gpu, tmp_path, monkeypatch):
+    """cuBLAS says "execution failed" where a kernel before it has read foreign memory."""
+    import cupy
+
+    def lost():
+        raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    def exit(status):
+        raise SystemExit(status)
+
+    def product():
+        raise RuntimeError("cublasGemmStridedBatchedEx failed with status 13 (execution failed)")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "deviceSynchronize", lost)
+    monkeypatch.setattr(cases.os, "_exit", exit)
+    record, progress = tmp_path / "check.jsonl", tmp_path / "progress"
+    stage = cases.Cases("kernels", record, progress, time.monotonic() + 60)
+    with pytest.raises(SystemExit) as stopped:
+        stage.run("linear", product)
+    assert stopped.value.code == check.BROKEN
+    (row,) = check.read(record)["kernels"]["rows"]
+    assert "status 13" in row["text"]
+    assert "and the GPU says: RuntimeError: cudaErrorIllegalAddress" in row["traceback"]
+    assert json.loads(progress.read_text()) == [1, None], "the next process goes on after it"
 
 
 @pytest.mark.parametrize(
@@ -335,8 +377,8 @@ def test_steps_whose_losses_are_wrong_are_no_success(gpu, monkeypatch, graph, ea
         lambda *a, steps: (list(losses[a[4]]), _Step, None, None),  # a[4]: whether as a graph
     )
     monkeypatch.setattr(speed, "_milliseconds_of_steps", lambda *a: [1.0])
-    cases, seen = SimpleNamespace(tiny=True), {}
-    rows = [speed._step(cases, (20, 2, "tf32"), captured, "name", seen) for captured in (True, False)]
+    tiny, seen = SimpleNamespace(tiny=True), {}
+    rows = [speed._step(tiny, (20, 2, "tf32"), captured, "name", seen) for captured in (True, False)]
     assert rows[1]["wrong"] == (said is not None)
     assert said is None or said in rows[1]["text"]
     assert json.loads(json.dumps(rows))
@@ -437,6 +479,20 @@ def test_as_many_epochs_are_trained_as_fit():
     assert speed.epochs_that_fit(18, 30, 60) == (8, 40 / 60)  # of 98 steps, 3.4 s, and 1.5 s
     assert speed.epochs_that_fit(101, 95, 100) == (5, 80 / 60)  # 10.7 s, and 3.5 s
     assert speed.epochs_that_fit(101, 95, 10)[0] == 1
+
+
+def test_what_is_computed_in_is_put_back_one_inside_the_other():
+    """It was not once, and both columns of the table of convolutions were one algorithm."""
+
+    def now():
+        return precision.current, convolution.algorithm
+
+    before = now()
+    with tools.computing("tf32", "implicit"):
+        with tools.computing("fp32", "columns"):
+            assert now() == ("fp32", "columns")
+        assert now() == ("tf32", "implicit")
+    assert now() == before
 
 
 def test_random_numbers_are_random(any_gpu):

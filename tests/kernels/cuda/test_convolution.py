@@ -162,10 +162,11 @@ def test_parts_cover_all_positions(positions, tiles):
     assert parts * tiles <= 2 * max(convolution.BLOCKS, tiles)
 
 
-def test_nan_in_an_image_is_nan_in_all_that_depends_on_it(algorithm, precision, device):
-    """Rounding to tf32 must not turn it into a number; so uninitialised memory, NaN in the simulator, is seen too."""
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)  # NumPy's, the GPU's, the simulator's
+def test_nan_in_an_image_is_nan_in_all_that_depends_on_it(algorithm, precision, device, bits):
+    """Rounding to tf32 must not turn it into a number, as adding to its bits does; so uninitialised memory is seen."""
     x, weight, dy = arrays(CASES[0])
-    x[1, 3, 3, 5] = np.nan
+    x[1, 3, 3, 5] = np.array(bits, np.uint32).view(np.float32)
     (y, dx, dweight), _ = run(CASES[0], x, weight, dy, device)
     assert np.isnan(y[1, 2:5, 2:5]).all()
     assert np.isfinite(y[0]).all()
@@ -195,3 +196,26 @@ def test_a_weights_gradient_takes_wide_tiles_and_as_many_parts_as_fill_the_gpu(c
     parts, _ = convolution.split(positions, tiles)
     assert (tile, parts) == expected
     assert parts * tiles <= max(convolution.BLOCKS, tiles), "all at once"
+
+
+@pytest.mark.parametrize(("kind", "forward"), [("fp32", 128), ("tf32", 64), ("bf16", 128)])
+def test_the_launches_take_these_tiles_and_parts(gpu, monkeypatch, kind, forward):
+    """256 channels at 8x8, batch 512, as in 22 layers of ResNet-101: what is launched, without running it."""
+    import cupy
+
+    seen = []
+
+    def program(file, x, tile):
+        return {file: lambda grid, block, **arguments: seen.append((file, tile, grid))}
+
+    monkeypatch.setattr(convolution, "_program", program)
+    monkeypatch.setattr(convolution, "sum_parts", lambda partials, out: seen.append(("parts", len(partials))))
+    monkeypatch.setattr(convolution.precision, "current", kind)
+    monkeypatch.setattr(convolution, "algorithm", "implicit")
+    monkeypatch.setattr(convolution, "convert", lambda x, dtype: x)
+    x, weight = cupy.empty((512, 8, 8, 256), dtype="float32"), cupy.empty((3, 3, 256, 256), dtype="float32")
+    convolution.forward(x, weight, Geometry((3, 3), (1, 1), (1, 1), (1, 1)))
+    convolution.weight_gradient(x, x, weight.shape, Geometry((3, 3), (1, 1), (1, 1), (1, 1)))
+    assert seen == [
+        ("convolution", forward, (256, 256 // forward)), ("weight_gradient", 128, (18, 2, 7)), ("parts", 7),
+    ]  # fmt: skip

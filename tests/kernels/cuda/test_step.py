@@ -225,7 +225,8 @@ def test_a_gpu_without_tensor_cores_for_it_refuses_tf32_and_bf16():
         with simulator.gpu(capability=capability):
             assert mr.cuda.capability() == capability
             assert mr.info()["gpu"]["capability"] == f"{capability[0]}.{capability[1]}"
-            assert kernels.default_precision() == default
+            assert kernels.default_precision() == kernels.default_precision("no such thing") == default
+            assert kernels.default_precision("bf16") == ("fp32" if default == "fp32" else "bf16")
             for precision in ("tf32", "bf16"):
                 if default == "fp32":
                     with pytest.raises(RuntimeError, match=f"'{precision}' needs .* 8.0 .* has 7.5; use 'fp32'"):
