@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 import minires as mr
 import minires.functional as F
+from minires.cli import arguments
+from minires.cli.predict import Classifier, ImageError, batches, image_files, open_classifier, read_image
 from minires.data import DataError
-from minires.files import atomic
+from minires.files.atomic import atomic
 from minires.models import recognise, resnet
-from minires.predict import Classifier, ImageError, batches, image_files, open_classifier, read_image
-from minires.train import cli, new_figure
+from minires.train.report import new_figure
 
 ROWS = 6  # queries in a picture, when none is given
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
@@ -48,7 +49,7 @@ def main() -> int:
         parser.error("argument --picture: needs matplotlib: pip install matplotlib")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
-    device = cli.choose_device(parser, args.device)
+    device = arguments.choose_device(parser, args.device)
     network = open_classifier(args.weights, args.depth, image_size=args.image_size, device=device, log=note)
     depth = recognise.depth_of(network.model)
     skipped: list[ImageError] = []
@@ -152,8 +153,8 @@ def note(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(description="Features of images, and images that are alike.", allow_abbrev=False)
+def make_parser() -> arguments.Parser:
+    parser = arguments.Parser(description="Features of images, and images that are alike.", allow_abbrev=False)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="images, or folders of them")
     add("--weights", required=True, help="the folder of a run, a file of weights, or 'imagenet'")
@@ -161,13 +162,13 @@ def make_parser() -> cli.Parser:
     add("--out", metavar="FILE.npz", help="write the features there")
     add("--features", metavar="FILE.npz", help="take the features from there, not from images")
     add("--query", nargs="+", metavar="IMAGE", help="images to find similar ones for")
-    add("--neighbours", type=cli.positive_int, default=5, metavar="K")
+    add("--neighbours", type=arguments.positive_int, default=5, metavar="K")
     add("--picture", metavar="FILE.png", help="draw the images that were found")
-    add("--batch-size", type=cli.positive_int, default=32)
-    add("--image-size", type=cli.image_size, help="(default: what the network was trained with)")
+    add("--batch-size", type=arguments.positive_int, default=32)
+    add("--image-size", type=arguments.image_size, help="(default: what the network was trained with)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(arguments.run(main))

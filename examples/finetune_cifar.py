@@ -34,10 +34,13 @@ from tqdm import tqdm
 import minires as mr
 import minires.functional as F
 from minires import data, models, nn, optim, train
+from minires.cli import arguments
 from minires.device import Array, to_device
 from minires.models import recognise, resnet
 from minires.optim import schedules
-from minires.train import cli, format_seconds, say
+from minires.train.folder import latest_run, new_run, weights_file
+from minires.train.progress import format_seconds, say
+from minires.train.report import draw_pictures, final_line, results
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10, as the recipe is usually given
 TRAINING_COST = 3.8  # a training step takes as long as so many forward passes: 1600 ms to 425 ms, ResNet-101 on a CPU
@@ -48,9 +51,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.freeze and args.resume:
         parser.error("argument --resume: a run with --freeze keeps no state to continue from")
-    device = cli.choose_device(parser, args.device)
+    device = arguments.choose_device(parser, args.device)
     mr.manual_seed(args.seed)
-    numbered = train.latest_run if args.resume else train.new_run
+    numbered = latest_run if args.resume else new_run
     folder = train.RunFolder(args.out) if args.out else numbered("runs/finetune")
     if folder.is_used and not args.resume:
         parser.error(f"argument --out: {folder.path} holds a run already; name another folder, or --resume it")
@@ -59,7 +62,7 @@ def main() -> int:
     if args.source == "imagenet":
         model = getattr(models, f"resnet{args.depth}")(weights="imagenet")
     else:
-        model = models.from_weights(train.weights_file(args.source))
+        model = models.from_weights(weights_file(args.source))
     depth = recognise.depth_of(model)
 
     # 2. Its last layer told ImageNet's 1000 classes apart. A new one, with random weights, tells ten apart.
@@ -98,7 +101,7 @@ def main() -> int:
     settings = {"depth": depth, "plain": plain, "from": args.source, **{name: getattr(args, name) for name in keep}}
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": mean, "std": std}
     identity = {name: settings[name] for name in ("depth", "image_size", "batch_size", "flip", "seed")}
-    identity |= {"data set": dataset.name, "fingerprint of the training images": train.fingerprint(dataset)}
+    identity |= {"data set": dataset.name, "fingerprint of the training images": dataset.fingerprint()}
     training = train.Training(trained, optimizer, identity, settings)
     if args.resume:
         before = training.restore(folder.state)
@@ -125,14 +128,14 @@ def main() -> int:
             return 130
 
     # 6. What came out: the accuracy, the weights of the whole network, pictures.
-    result = train.results(training, evaluation, dataset, mr.info())
+    result = results(training, evaluation, dataset, mr.info())
     result["trained_parameters"] = optimizer.flat.size
     result["parameters"] = sum(p.size for p in model.parameters())
     mr.save_weights(model, folder.weights, metadata={"minires": json.dumps({"settings": settings, **about})})
     folder.write_log(training.records)
     folder.write_json("results.json", result)
-    train.draw_pictures(training, evaluation, dataset, folder.path)
-    say(train.final_line(result, dataset, folder.path))
+    draw_pictures(training, evaluation, dataset, folder.path)
+    say(final_line(result, dataset, folder.path))
     return 0
 
 
@@ -207,8 +210,8 @@ def speed_advice(args: Namespace, forward: float, train_images: int, test_images
     return text
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(description="Fine-tune a pretrained ResNet on CIFAR-10.", allow_abbrev=False)
+def make_parser() -> arguments.Parser:
+    parser = arguments.Parser(description="Fine-tune a pretrained ResNet on CIFAR-10.", allow_abbrev=False)
     add = parser.add_argument
     add("--from", dest="source", default="imagenet", help="'imagenet', the folder of a run, or a file of weights")
     add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=101, help="for --from imagenet")
@@ -216,20 +219,20 @@ def make_parser() -> cli.Parser:
     add("--freeze-batch-norm", action="store_true", help="leave all batch norm as it is: statistics and weights")
     add("--data", choices=("cifar10", "cifar100", "shapes"), default="cifar10")
     add("--data-dir", default="data", help="where the data is, or will be downloaded to")
-    add("--train-size", type=cli.positive_int, help="use this many training images only")
-    add("--test-size", type=cli.positive_int, help="use this many test images only")
-    add("--image-size", type=cli.image_size, default=224, help="resize images to N x N")
+    add("--train-size", type=arguments.positive_int, help="use this many training images only")
+    add("--test-size", type=arguments.positive_int, help="use this many test images only")
+    add("--image-size", type=arguments.image_size, default=224, help="resize images to N x N")
     add("--no-flip", dest="flip", action="store_false", help="do not mirror images: half the work for --freeze")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--epochs", type=cli.positive_int, default=10)
-    add("--batch-size", type=cli.positive_int, default=32)
-    add("--lr", type=cli.positive_float, default=1e-3)
-    add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
-    add("--seed", type=cli.non_negative_int, default=0)
+    add("--epochs", type=arguments.positive_int, default=10)
+    add("--batch-size", type=arguments.positive_int, default=32)
+    add("--lr", type=arguments.positive_float, default=1e-3)
+    add("--max-minutes", type=arguments.positive_float, help="stop training after this time, evaluate and report")
+    add("--seed", type=arguments.non_negative_int, default=0)
     add("--out", help="folder of the run (default: runs/finetune, numbered)")
     add("--resume", action="store_true", help="continue the run in --out, which has no --freeze")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(arguments.run(main))

@@ -35,26 +35,16 @@ from typing import Any
 
 import minires as mr
 from minires import data, models, optim, train
+from minires.cli import arguments
 from minires.models import resnet_cifar
+from minires.nn.summary import format_bytes
 from minires.optim import schedules
-from minires.summary import format_bytes
-from minires.train import cli, format_seconds, say
+from minires.train.checkpoint import load_model_weights, saved_settings
+from minires.train.folder import latest_run, new_run, state_file, weights_file
+from minires.train.memory import step_memory
+from minires.train.progress import format_seconds, say
+from minires.train.report import draw_pictures, final_line, results
 
-# Recipes for batches of 128; SGD's rate is scaled with the batch (Goyal et al. 2017). Networks of basic blocks are
-# trained by SGD: two epochs of ResNet-18 on 16x16 images give 62.96 % (Adam 59.11), six of ResNet-20 81.12 % (73.11).
-# Those of bottleneck blocks by Adam: at an SGD rate of 0.05 the loss of ResNet-101 (ImageNet stem) rises above 4, in
-# PyTorch too, and is 2.11 after a cycle of 100 steps; Adam gets to 1.74 (docs/results/README.md).
-SGD_BASIC = {"lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0}
-SGD_BOTTLENECK = {"lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1}
-ADAM = {"lr": 1e-3, "weight_decay": 0.0, "label_smoothing": 0.0}
-ADAMW = {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.0}
-
-# What a run keeps when it is resumed. The other arguments (--out, --max-minutes, ...) are for one session.
-SETTINGS = (
-    "depth", "stem", "data", "data_dir", "train_size", "test_size", "image_size", "device", "kernels", "precision",
-    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
-    "augmentation", "seed",
-)  # fmt: skip
 AUGMENTATIONS = {  # what random versions of a training image the network sees
     "crop-flip": {"augment": True},  # shifted by up to 4 pixels, mirrored half of the time
     "flip": {"augment": True, "padding": 0},
@@ -68,7 +58,7 @@ def main() -> int:
     args = read_arguments(parser)
     if args.dry_run:
         return dry_run(parser, args)
-    device = cli.choose_device(parser, args.device)
+    device = arguments.choose_device(parser, args.device)
     mr.kernels.use(args.kernels)
     by_cuda_kernels = mr.kernels.in_use(device) == "cuda"
     args.precision = args.precision or (
@@ -81,7 +71,7 @@ def main() -> int:
         )
     if args.graph and not by_cuda_kernels:
         parser.error(f"argument --graph: is for the CUDA kernels, and the device is {device}")
-    cli.use_precision(parser, args.precision)
+    arguments.use_precision(parser, args.precision)
     mr.manual_seed(args.seed)
 
     # 1. Data: uint8 images, and batches of them: shuffled, augmented, normalised.
@@ -111,7 +101,7 @@ def main() -> int:
         f"in {args.precision}"
     )
     if args.eval_only:
-        train.load_model_weights(model, args.eval_only)
+        load_model_weights(model, args.eval_only)
         evaluation = train.evaluate(model, test_batches)
         of = "" if test_size is None else f", the first {len(evaluation.labels):,} test images"
         say(
@@ -134,7 +124,7 @@ def main() -> int:
     identity |= {
         "data set": dataset.name,
         "number of training images": len(dataset.train_images),
-        "fingerprint of the training images": train.fingerprint(dataset),
+        "fingerprint of the training images": dataset.fingerprint(),
     }
     training = train.Training(model, optimizer, identity, settings)
     before = training.restore(args.resume) if args.resume else settings  # the settings until now
@@ -145,7 +135,7 @@ def main() -> int:
     schedule = schedules.build(args.schedule, args.lr, total_steps)
 
     # 5. The folder. Before hours of training: can it be written to, and is there room for the checkpoints?
-    folder = train.RunFolder(args.out) if args.out else train.new_run(f"runs/resnet{args.depth}")
+    folder = train.RunFolder(args.out) if args.out else new_run(f"runs/resnet{args.depth}")
     try:
         weights_bytes = 4 * optimizer.flat.size
         folder.prepare(state_bytes=weights_bytes * (1 + len(optimizer.slots)), weights_bytes=weights_bytes)
@@ -174,15 +164,15 @@ def main() -> int:
             return 130
 
     # 7. What came out.
-    result = train.results(training, evaluation, dataset, mr.info())
+    result = results(training, evaluation, dataset, mr.info())
     folder.write_json("results.json", result)
-    train.draw_pictures(training, evaluation, dataset, folder.path)
-    say(train.final_line(result, dataset, folder.path))
+    draw_pictures(training, evaluation, dataset, folder.path)
+    say(final_line(result, dataset, folder.path))
     return 0
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(description="Train a ResNet on CIFAR-10, CIFAR-100 or Shapes-10.", allow_abbrev=False)
+def make_parser() -> arguments.Parser:
+    parser = arguments.Parser(description="Train a ResNet on CIFAR-10, CIFAR-100 or Shapes-10.", allow_abbrev=False)
     add = parser.add_argument
     add(
         "--depth", type=int, choices=models.DEPTHS, default=20, help="layers; 20 to 1202 in 6n+2 are the small networks"
@@ -190,9 +180,9 @@ def make_parser() -> cli.Parser:
     add("--stem", choices=("cifar", "imagenet"), default="cifar", help="first layers, for depths 18 to 152")
     add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto", help="auto: CIFAR-10 or Shapes-10")
     add("--data-dir", default="data", help="where the data is, or will be downloaded to")
-    add("--train-size", type=cli.positive_int, help="use this many training images only")
-    add("--test-size", type=cli.positive_int, help="use this many test images only")
-    add("--image-size", type=cli.image_size, help="resize images to N x N")
+    add("--train-size", type=arguments.positive_int, help="use this many training images only")
+    add("--test-size", type=arguments.positive_int, help="use this many test images only")
+    add("--image-size", type=arguments.image_size, help="resize images to N x N")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--kernels", choices=mr.kernels.CHOICES, default=os.environ.get("MINIRES_KERNELS", "auto"))
     add(
@@ -205,26 +195,26 @@ def make_parser() -> cli.Parser:
         action=argparse.BooleanOptionalAction,
         help="replay the training step as a CUDA graph (default: on a GPU, where it is safe)",
     )
-    add("--epochs", type=cli.positive_int, default=30)
-    add("--batch-size", type=cli.positive_int, default=128)
+    add("--epochs", type=arguments.positive_int, default=30)
+    add("--batch-size", type=arguments.positive_int, default=128)
     add(
         "--optimizer",
         choices=("sgd", "adam", "adamw"),
         help="sgd: with Nesterov momentum 0.9 (default: adam for ResNet-50, 101 and 152, sgd for the others)",
     )
-    add("--lr", type=cli.positive_float, help="peak learning rate (default: of the recipe)")
+    add("--lr", type=arguments.positive_float, help="peak learning rate (default: of the recipe)")
     add("--schedule", choices=schedules.NAMES, default="one-cycle")
-    add("--weight-decay", type=cli.non_negative_float, help="(default: of the recipe)")
-    add("--label-smoothing", type=cli.share, help="(default: of the recipe)")
+    add("--weight-decay", type=arguments.non_negative_float, help="(default: of the recipe)")
+    add("--label-smoothing", type=arguments.share, help="(default: of the recipe)")
     add(
         "--zero-init-last",
         action=argparse.BooleanOptionalAction,
         help="start every block as the identity (default: in all networks but ResNet-18, 20, 32, 44 and 56)",
     )
     add("--augmentation", choices=tuple(AUGMENTATIONS), default="crop-flip", help="of the training images")
-    add("--max-minutes", type=cli.positive_float, help="stop training after this time, evaluate and report")
-    add("--steps", type=cli.positive_int, help="stop after this many optimiser steps, for trying things out")
-    add("--seed", type=cli.non_negative_int, default=0)
+    add("--max-minutes", type=arguments.positive_float, help="stop training after this time, evaluate and report")
+    add("--steps", type=arguments.positive_int, help="stop after this many optimiser steps, for trying things out")
+    add("--seed", type=arguments.non_negative_int, default=0)
     add("--out", help="folder of the run (default: runs/resnetDEPTH, numbered)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
@@ -235,16 +225,24 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def read_arguments(parser: cli.Parser) -> Namespace:
+# What a run keeps when it is resumed. The other arguments (--out, --max-minutes, ...) are for one session.
+SETTINGS = (
+    "depth", "stem", "data", "data_dir", "train_size", "test_size", "image_size", "device", "kernels", "precision",
+    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
+    "augmentation", "seed",
+)  # fmt: skip
+
+
+def read_arguments(parser: arguments.Parser) -> Namespace:
     """The arguments, completed with the settings of the run that is resumed or evaluated, and with the recipe."""
     args = parser.parse_args()
     saved = {}
     if args.resume or args.eval_only:
         if args.resume is True:
-            args.resume = args.out or train.latest_run(f"runs/resnet{args.depth}").path
-        resume = train.state_file(args.resume) if args.resume else None
-        weights = train.weights_file(args.eval_only) if args.eval_only else None
-        saved = train.saved_settings(resume or weights, to_resume=bool(resume))
+            args.resume = args.out or latest_run(f"runs/resnet{args.depth}").path
+        resume = state_file(args.resume) if args.resume else None
+        weights = weights_file(args.eval_only) if args.eval_only else None
+        saved = saved_settings(resume or weights, to_resume=bool(resume))
         if saved.get("plain"):
             parser.error(f"{resume or weights}: of a plain network, without shortcuts; this program has residual ones")
         kept = set(SETTINGS) - {"precision"}  # tf32 and bf16 are a GPU's, and the run may go on without one
@@ -254,7 +252,7 @@ def read_arguments(parser: cli.Parser) -> Namespace:
         args.out = args.out or (resume and resume.parent)
     args.saved_precision = saved.get("precision")
 
-    cli.check_stem(parser, args.depth, args.stem)
+    arguments.check_stem(parser, args.depth, args.stem)
     folder = train.RunFolder(args.out or "")
     resumed = args.resume and folder.state.exists() and folder.state.samefile(args.resume)
     if args.out and folder.is_used and not resumed:
@@ -266,6 +264,16 @@ def read_arguments(parser: cli.Parser) -> Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+# Recipes for batches of 128; SGD's rate is scaled with the batch (Goyal et al. 2017). Networks of basic blocks are
+# trained by SGD: two epochs of ResNet-18 on 16x16 images give 62.96 % (Adam 59.11), six of ResNet-20 81.12 % (73.11).
+# Those of bottleneck blocks by Adam: at an SGD rate of 0.05 the loss of ResNet-101 (ImageNet stem) rises above 4, in
+# PyTorch too, and is 2.11 after a cycle of 100 steps; Adam gets to 1.74 (docs/results/README.md).
+SGD_BASIC = {"lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0}
+SGD_BOTTLENECK = {"lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1}
+ADAM = {"lr": 1e-3, "weight_decay": 0.0, "label_smoothing": 0.0}
+ADAMW = {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.0}
 
 
 def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[str, Any]:
@@ -283,15 +291,15 @@ def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[st
     return {"optimizer": optimizer, **settings, "zero_init_last": deep}
 
 
-def dry_run(parser: cli.Parser, args: Namespace) -> int:
+def dry_run(parser: arguments.Parser, args: Namespace) -> int:
     """Print what a training step costs: no data, no training."""
     size = args.image_size or 32
-    cli.use_precision(parser, args.precision or mr.kernels.default_precision())  # bf16 halves what a GPU needs
+    arguments.use_precision(parser, args.precision or mr.kernels.default_precision())  # bf16 halves what a GPU needs
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
     slots = 1 if args.optimizer == "sgd" else 2
-    memory = train.step_memory(model, (size, size, 3), args.batch_size, slots)
-    on_gpu = train.gpu_step_bytes(model, (size, size, 3), args.batch_size, slots, summary)
+    memory = step_memory(model, (size, size, 3), args.batch_size, slots)
+    gpu_step_bytes = mr.kernels.part("step_bytes", "cuda")
     say(f"ResNet-{args.depth}, images of {size}x{size}, batches of {args.batch_size}, {args.optimizer}")
     say(f"parameters   {summary.parameters:,}")
     say(f"MACs         {summary.macs:,} multiply-adds for one image forward; a training step is about three times that")
@@ -299,7 +307,9 @@ def dry_run(parser: cli.Parser, args: Namespace) -> int:
     say(f"             {format_bytes(memory.weights)} parameters, gradients and optimiser state")
     say(f"             {format_bytes(memory.activations)} activations kept for backward, {args.batch_size} images")
     say(f"             {format_bytes(memory.workspace)} work space; the rest is Python and its libraries")
-    say(f"             {format_bytes(on_gpu)} for a training step on a GPU")
+    if gpu_step_bytes:
+        on_gpu = gpu_step_bytes(model, (size, size, 3), args.batch_size, slots, summary)
+        say(f"             {format_bytes(on_gpu)} for a training step on a GPU")
     return 0
 
 
@@ -329,4 +339,4 @@ def speed_advice(args: Namespace, epochs: int, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(arguments.run(main))

@@ -2,7 +2,7 @@
 
 import sys
 
-from minires.commands import main
+from minires.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -46,15 +46,26 @@ def is_grad_enabled() -> bool:
 
 
 class Node:
-    """One recorded operation: its inputs and the function from output gradient to input gradients."""
+    """One recorded operation: its inputs and the function from output gradient to input gradients.
 
-    __slots__ = ("backward", "name", "order", "parents")
+    An input that is a leaf is kept as a Tensor. Of an input that an operation made, that operation's Node is kept, so
+    the tape holds no array that no backward needs.
+    """
 
-    def __init__(self, parents: Sequence[Tensor], backward: Callable[[Array], Sequence[Array | None]]):
+    __slots__ = ("backward", "dtype", "name", "order", "parents", "shape")
+    requires_grad = True
+
+    def __init__(self, output: Array, parents: Sequence[Tensor], backward: Callable[[Array], Sequence[Array | None]]):
         self.order = next(_order)
-        self.parents = parents
+        self.shape, self.dtype = output.shape, output.dtype
+        self.parents: Sequence[Tensor | Node] = [parent.node or parent for parent in parents]
         self.backward: Callable[[Array], Sequence[Array | None]] | None = backward
         self.name = backward.__qualname__.split(".<locals>.")[-2:][0]  # "conv2d.<locals>.backward" -> "conv2d"
+
+    @property
+    def node(self) -> Node:
+        """Itself: an input of another node, like a Tensor's `node`."""
+        return self
 
     def free(self) -> None:
         """Drop the inputs and all that the closure saved: their memory goes while backward still runs."""
@@ -67,6 +78,7 @@ class Tensor:
     data           the numpy or cupy array
     requires_grad  whether backward computes a gradient for it
     grad           that gradient, an array of the same shape, once backward has run (leaves only)
+    grad_buffer    where the first gradient is put, if an optimiser wants it in a certain place; else None
     node           the operation that made it; None for a leaf
 
     Floating-point Python numbers and lists become float32; arrays keep their dtype. Backward reads what forward has
@@ -74,7 +86,7 @@ class Tensor:
     Raises `TypeError` when `requires_grad` is asked of data that is not floating-point.
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
+    __slots__ = ("__weakref__", "data", "grad", "grad_buffer", "node", "requires_grad")
     __array_ufunc__ = None  # numpy_array + tensor: let Tensor.__radd__ handle it
 
     def __init__(self, data: Array | Tensor | float | list, requires_grad: bool = False):
@@ -92,6 +104,7 @@ class Tensor:
             raise TypeError(f"Tensor: requires_grad needs floating-point data, got {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Array | None = None
+        self.grad_buffer: Array | None = None
         self.node: Node | None = None
 
     @classmethod
@@ -104,7 +117,7 @@ class Tensor:
         out = Tensor(data)
         if _grad_mode.enabled and any(parent.requires_grad for parent in parents):
             out.requires_grad = True
-            out.node = Node(tuple(parents), backward)
+            out.node = Node(data, parents, backward)
         return out
 
     def backward(self, gradient: Array | Tensor | None = None) -> None:
@@ -168,11 +181,21 @@ class Tensor:
             gradient = dparent = parent = None  # or they would keep a large array alive during the next node
 
     def accumulate_grad(self, gradient: Array) -> None:
-        """Add to `grad`. The first gradient is copied: no two leaves may end up sharing one array."""
-        if self.grad is None:
+        """Add to `grad`. The first gradient is copied, into `grad_buffer` if there is one: no two leaves may share an
+        array. An operation may have put the gradient into `free_grad_buffer` itself."""
+        if self.grad is not None:
+            self.grad += gradient
+        elif self.grad_buffer is None:
             self.grad = module_of(gradient).array(gradient)
         else:
-            self.grad += gradient
+            if gradient is not self.grad_buffer:
+                self.grad_buffer[...] = gradient
+            self.grad = self.grad_buffer
+
+    @property
+    def free_grad_buffer(self) -> Array | None:
+        """`grad_buffer` while it holds no gradient: an operation may put its gradient straight into it."""
+        return self.grad_buffer if self.grad is None else None
 
     def zero_grad(self) -> None:
         """Forget the gradient."""

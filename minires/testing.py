@@ -255,7 +255,7 @@ def check_layer(
     layer_factory  makes the layer; its class will do, if that needs no arguments
     input_shape    of the float input, or a hypothesis strategy of shapes: `image_shapes(channels=3)`; the check then
                    runs as a property test (settings come from the hypothesis profile)
-    call           how to call it, if not by layer(x): `lambda layer, x: layer(x, residual=x)`
+    call           how to call it, if not by layer(x): `lambda layer, x: layer(x, x)`
     randomize      draw parameters anew and shift float buffers: with the usual initial values, scale 1 and shift 0,
                    a backward that forgets the scale looks right
     seed           of the input, the parameters and the directions

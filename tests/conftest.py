@@ -1,4 +1,4 @@
-"""For all tests: hypothesis profiles, the array libraries, a web server, and the reasons for skipping.
+"""For all tests: hypothesis profiles, the array libraries, a simulated GPU, a web server, the reasons for skipping.
 
 HYPOTHESIS_PROFILE=ci       (default) the same 30 examples every time
 HYPOTHESIS_PROFILE=nightly  500 examples, other ones every time
@@ -11,6 +11,8 @@ import importlib.util
 import os
 import signal
 import threading
+from collections import Counter
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 
@@ -18,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 import minires as mr
+from minires import kernels
 
 settings.register_profile("ci", max_examples=30, derandomize=True, deadline=None)
 settings.register_profile("nightly", max_examples=500, derandomize=False, deadline=None, print_blob=True)
@@ -38,6 +41,47 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def xp(request: pytest.FixtureRequest) -> ModuleType:
     """The array library: numpy, and cupy where there is a GPU."""
     return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def gpu():
+    """A simulated GPU: `import cupy` gives its CuPy."""
+    from tests import simulator  # not above: the core's tests run without minires.cuda
+
+    if simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
+    with simulator.gpu() as gpu:
+        yield gpu
+
+
+class RealGpu:
+    """In the place of a simulated one: it counts nothing."""
+
+    launches, copies, synchronisations = Counter(), {}, 0
+
+    def reset(self):
+        pass
+
+
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
+def any_gpu(request):
+    """The simulated GPU, and a real one where there is one; `isinstance(any_gpu, simulator.Gpu)` tells."""
+    from tests import simulator
+
+    if request.param == "simulated" and simulator.why_not():
+        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
+    with simulator.gpu() if request.param == "simulated" else nullcontext(RealGpu()) as gpu:
+        yield gpu
+
+
+@pytest.fixture(params=["fp32", "tf32", "bf16"])
+def precision(request):
+    """The name of a precision, in use."""
+    if request.param == "bf16" and importlib.util.find_spec("ml_dtypes") is None:
+        pytest.skip("ml_dtypes is not installed")
+    kernels.use_precision(request.param)
+    yield request.param
+    kernels.use_precision("fp32")
 
 
 class Server(ThreadingHTTPServer):

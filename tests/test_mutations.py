@@ -1,7 +1,7 @@
 """The tests are tested: every backward is broken on purpose, and the property tests must notice.
 
 A check that never fails proves nothing, and one that looks only at sums fails for almost nothing (see gradcheck's
-docstring). So each fault below is planted in the running code, and the tests of tests/functional (tests/kernels,
+docstring). So each fault below is planted in the running code, and the tests of tests/functional (tests/backends,
 test_tensor.py) that guard the place are run on it. Each must fail, for a reason that is the fault's.
 """
 
@@ -60,8 +60,8 @@ def load(file: str) -> ModuleType:
 def run(guard: Guard) -> None:
     file, name, arguments = guard
     test = getattr(load(file), name)
-    if "room" in inspect.signature(test).parameters:
-        arguments = {"room": load("kernels/conftest.py").Room("reference", "numpy", "float64"), **arguments}
+    if "backend" in inspect.signature(test).parameters:
+        arguments = {"backend": load("backends/conftest.py").Backend("reference", "numpy", "float64"), **arguments}
     elif "xp" in inspect.signature(test).parameters:
         arguments = {"xp": np, **arguments}
     test(**arguments)
@@ -96,9 +96,8 @@ def activation(test: str, **arguments: Any) -> Guard:
     return "functional/test_activation.py", test, arguments
 
 
-def norm(training: bool, residual: bool = False, relu: bool = False) -> Guard:
-    arguments = {"training": training, "residual": residual, "relu": relu}
-    return "functional/test_normalization.py", "test_gradients", arguments
+def norm(training: bool) -> Guard:
+    return "functional/test_normalization.py", "test_gradients", {"training": training}
 
 
 def pooling(name: str) -> Guard:
@@ -108,6 +107,7 @@ def pooling(name: str) -> Guard:
 CONV = ("functional/test_convolution.py", "test_gradients", {})
 LINEAR = ("functional/test_linear.py", "test_linear", {})
 LOSS = ("functional/test_loss.py", "test_cross_entropy", {})
+BRANCH = ("nn/test_layers.py", "test_a_branch_is_the_equation_of_the_paper", {})
 GLOBAL = ("functional/test_pooling.py", "test_global_average", {})
 
 OPERATIONS: dict[str, tuple[int, Guard]] = {  # the name of its node: (inputs, guard)
@@ -135,7 +135,7 @@ OPERATIONS: dict[str, tuple[int, Guard]] = {  # the name of its node: (inputs, g
     "linear": (3, LINEAR),
     "cross_entropy": (1, LOSS),
     "conv2d": (3, CONV),
-    "batch_norm": (4, norm(training=True, residual=True)),
+    "batch_norm": (3, norm(training=True)),
     "max_pool2d": (1, pooling("max_pool2d")),
     "avg_pool2d": (1, pooling("avg_pool2d")),
 }
@@ -185,8 +185,8 @@ def tensor(test: str, **arguments: Any) -> Guard:
     return "test_tensor.py", test, arguments
 
 
-def rooms(test: str, **arguments: Any) -> Guard:
-    return "kernels/test_rooms.py", test, arguments
+def backends(test: str, **arguments: Any) -> Guard:
+    return "backends/test_backends.py", test, arguments
 
 
 def normalization(test: str, **arguments: Any) -> Guard:
@@ -347,9 +347,9 @@ FAULTS: dict[str, Fault] = {
         [("functional/test_reduction.py", "test_equal_maxima_share_the_gradient", {})],
     ),
     # activation and loss
-    "forgotten relu mask": ("kernels.reference.relu_backward", {"dy * (y > 0)": "dy"}, [activation("test_relu")]),
+    "forgotten relu mask": ("reference.relu_backward", {"dy * (y > 0)": "dy"}, [activation("test_relu")]),
     "relu passes the gradient at 0": (
-        "kernels.reference.relu_backward",
+        "reference.relu_backward",
         {"y > 0": "y >= 0"},
         [activation("test_relu_at_0_has_gradient_0")],
     ),
@@ -383,157 +383,164 @@ FAULTS: dict[str, Fault] = {
         {"not training or p == 0": "p == 0"},
         [activation("test_dropout_of_all_or_nothing")],
     ),
-    "linear's bias averages": ("kernels.reference.linear_backward", {"dy.sum(axis=0)": "dy.mean(axis=0)"}, [LINEAR]),
+    "linear's bias averages": ("reference.linear_backward", {"dy.sum(axis=0)": "dy.mean(axis=0)"}, [LINEAR]),
     "linear's weight gradient without the input": (
-        "kernels.reference.linear_backward",
+        "reference.linear_backward",
         {"x.reshape(-1, features).T": "(0 * x + 1).reshape(-1, features).T"},
         [LINEAR],
     ),
     "smoothing forgotten for the wrong classes": (
-        "kernels.reference.cross_entropy_backward",
+        "reference.cross_entropy_backward",
         {"probabilities - label_smoothing / classes": "probabilities.copy()"},
         [LOSS],
     ),
     "smoothing forgotten for the true class": (
-        "kernels.reference.cross_entropy_backward",
+        "reference.cross_entropy_backward",
         {"-= 1 - label_smoothing": "-= 1"},
         [LOSS],
     ),
     "smoothing spread over the other classes only": (
-        "kernels.reference.cross_entropy_backward",
+        "reference.cross_entropy_backward",
         {"label_smoothing / classes": "label_smoothing / max(classes - 1, 1)"},
         [LOSS],
     ),
     "the loss is a mean, its gradient a sum": (
-        "kernels.reference.cross_entropy_backward",
+        "reference.cross_entropy_backward",
         {"dloss / n": "dloss"},
         [LOSS],
     ),
     "cross-entropy ignores the incoming gradient": (
-        "kernels.reference.cross_entropy_backward",
+        "reference.cross_entropy_backward",
         {"dloss / n": "1 / n"},
         [LOSS],
     ),
     "exp of raw logits": (
-        "kernels.reference.cross_entropy",
+        "reference.cross_entropy",
         {"logits - logits.max(axis=1, keepdims=True)": "logits"},
         [("functional/test_loss.py", "test_logits_of_10_000", {"dtype": np.float64, "smoothing": 0.0})],
     ),
     # convolution
     "stride and padding swapped": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"col2im(dcolumns, x.shape, stride, padding": "col2im(dcolumns, x.shape, padding, stride"},
         [CONV],
     ),
     "vertical and horizontal stride swapped": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"col2im(dcolumns, x.shape, stride": "col2im(dcolumns, x.shape, stride[::-1]"},
         [CONV],
     ),
     "vertical and horizontal padding swapped": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"col2im(dcolumns, x.shape, stride, padding": "col2im(dcolumns, x.shape, stride, padding[::-1]"},
         [CONV],
     ),
     "dilation forgotten for the input": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"stride, padding, dilation)\n    return": "stride, padding, (1, 1))\n    return"},
         [CONV],
     ),
     "windows that overlap overwrite each other": (
-        "kernels.reference.col2im",
+        "reference.col2im",
         {"padded[:, rows, cols] += columns": "padded[:, rows, cols] = columns"},
         [CONV],
     ),
-    "padding not cut off": ("kernels.reference.col2im", {"ph : ph + h, pw : pw + w": ":h, :w"}, [CONV]),
+    "padding not cut off": ("reference.col2im", {"ph : ph + h, pw : pw + w": ":h, :w"}, [CONV]),
     "missing group offset in the weight's gradient": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"windows[..., ins]": "windows[..., : ins.stop - ins.start]"},
         [CONV],
     ),
     "missing group offset in the input's gradient": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"weight[..., outs]).T": "weight[..., : outs.stop - outs.start]).T"},
         [CONV],
     ),
     "no reshape of a strided 1x1": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"kernel == stride == (1, 1) and padding == (0, 0)": "kernel == (1, 1) and padding == (0, 0)"},
         [CONV],
     ),
     "kernel not turned": (
-        "kernels.reference.conv2d_backward",
+        "reference.conv2d_backward",
         {"_as_weight_matrix(weight[..., outs])": "_as_weight_matrix(weight[::-1, ::-1, :, outs])"},
         [CONV],
     ),
     "the bias's gradient divided by the batch": (
         "functional.convolution.conv2d",
-        {"room.column_sum(dy)": "room.column_sum(dy) / dy.shape[0]"},
+        {"backend.column_sum(dy)": "backend.column_sum(dy) / dy.shape[0]"},
         [CONV],
     ),
     # batch normalisation
     "forgotten mean term": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"dy - dbias / count - x_hat": "dy - x_hat"},
         [norm(training=True)],
     ),
     "forgotten variance term": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {" - x_hat * (dweight / count)": ""},
         [norm(training=True)],
     ),
     "forgotten scale": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"dx = weight * inverse_std * (dy": "dx = inverse_std * (dy"},
         [norm(training=True)],
     ),
     "forgotten scale in evaluation": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"dx = weight * inverse_std * dy": "dx = inverse_std * dy"},
         [norm(training=False)],
     ),
     "evaluation treated as training": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"if training:": "if True:"},
         [norm(training=False)],
     ),
     "training treated as evaluation": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"if training:": "if False:"},
         [norm(training=True)],
     ),
     "unbiased count": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"x.size // x.shape[-1]": "x.size // x.shape[-1] - 1"},
         [norm(training=True)],
     ),
     "input not normalised in the scale's gradient": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"column_sum(dy * x_hat)": "column_sum(dy * x)"},
         [norm(training=False)],
     ),
     "forgotten eps": (
-        "kernels.reference.batch_norm_backward",
+        "reference.batch_norm_backward",
         {"var + eps": "var"},
         [norm(training=True)],
     ),
-    "forgotten relu mask after batch norm": (
-        "kernels.reference.batch_norm_backward",
-        {"if relu:": "if False:"},
-        [norm(training=True, relu=True)],
+    "running statistics that are not counted": (
+        "reference.update_running_statistics",
+        {"batches += 1": "pass"},
+        [normalization("test_the_counter_counts_the_batches_of_training")],
     ),
-    "relu mask only for the input": (
-        "kernels.reference.batch_norm_backward",
-        {"if relu:": "whole = dy\n    if relu:", "dy if need_dresidual": "whole if need_dresidual"},
-        [norm(training=True, residual=True, relu=True)],
+    # the residual branch
+    "no shortcut": ("nn.branch.branch", {" + shortcut": ""}, [BRANCH]),
+    "no relu between the layers": (
+        "nn.branch.branch",
+        {"F.relu(inner_norm(inner_conv(x)))": "inner_norm(inner_conv(x))"},
+        [BRANCH],
+    ),
+    "no relu behind the shortcut": (
+        "nn.branch.branch",
+        {"return F.relu(norm(conv(x)) + shortcut) if relu else": "return"},
+        [BRANCH],
     ),
     "running variance biased": (
-        "kernels.reference.update_running_statistics",
+        "reference.update_running_statistics",
         {"var * (count / (count - 1))": "var"},
         [normalization("test_running_statistics_move_towards_the_batch")],
     ),
     "momentum the other way round": (
-        "kernels.reference.update_running_statistics",
+        "reference.update_running_statistics",
         {"momentum * (mean": "(1 - momentum) * (mean"},
         [normalization("test_running_statistics_move_towards_the_batch")],
     ),
@@ -544,12 +551,12 @@ FAULTS: dict[str, Fault] = {
     ),
     # pooling
     "every equal maximum gets the gradient": (
-        "kernels.reference.max_pool2d_backward",
+        "reference.max_pool2d_backward",
         {"not_yet &= ~is_max": "pass"},
         [POOL_TIES],
     ),
     "the last of equal maxima gets the gradient": (
-        "kernels.reference.max_pool2d_backward",
+        "reference.max_pool2d_backward",
         {
             "in window_slices(": "in [*window_slices(",
             "stride, (1, 1)):": "stride, (1, 1))][::-1]:",
@@ -557,60 +564,60 @@ FAULTS: dict[str, Fault] = {
         [POOL_TIES],
     ),
     "overlapping maxima overwrite each other": (
-        "kernels.reference.max_pool2d_backward",
+        "reference.max_pool2d_backward",
         {"+= dy * is_max": "= dy * is_max"},
         [MAX_POOL],
     ),
     "max pooling does not cut off its padding": (
-        "kernels.reference.max_pool2d_backward",
+        "reference.max_pool2d_backward",
         {"ph : ph + x.shape[1], pw : pw + x.shape[2]": ": x.shape[1], : x.shape[2]"},
         [MAX_POOL],
     ),
     "padding counts as 0 in a maximum": (
-        "kernels.reference.max_pool2d",
+        "reference.max_pool2d",
         {"value=-xp.inf": "value=0.0"},
         [POOL_PADDING],
     ),
     "the window's height squared": (
-        "kernels.reference.avg_pool2d_backward",
+        "reference.avg_pool2d_backward",
         {"kernel[0] * kernel[1]": "kernel[0] * kernel[0]"},
         [AVG_POOL],
     ),
     "average pooling's strides swapped": (
-        "kernels.reference.avg_pool2d_backward",
+        "reference.avg_pool2d_backward",
         {"kernel, stride,": "kernel, stride[::-1],"},
         [AVG_POOL],
     ),
     "average pooling's padding swapped": (
-        "kernels.reference.avg_pool2d_backward",
+        "reference.avg_pool2d_backward",
         {"(ph, pw) = shape, padding": "(pw, ph) = shape, padding"},
         [AVG_POOL],
     ),
     "overlapping averages overwrite each other": (
-        "kernels.reference.avg_pool2d_backward",
+        "reference.avg_pool2d_backward",
         {"+= share": "= share"},
         [AVG_POOL],
     ),
     "global average over height only": (
-        "kernels.reference.global_avg_pool2d_backward",
+        "reference.global_avg_pool2d_backward",
         {"(x.shape[1] * x.shape[2])": "x.shape[1]"},
         [GLOBAL],
     ),
     # optimiser updates
     "Nesterov without the gradient": (
-        "kernels.reference.sgd_update",
+        "reference.sgd_update",
         {"g + momentum * velocity if nesterov": "momentum * velocity if nesterov"},
-        [rooms("test_sgd_update")],
+        [backends("test_sgd_update")],
     ),
     "Adam without bias correction": (
-        "kernels.reference.adam_update",
+        "reference.adam_update",
         {"lr / (1 - beta1**step)": "lr"},
-        [rooms("test_adam_update"), rooms("test_the_first_adam_step_has_the_size_of_the_learning_rate")],
+        [backends("test_adam_update"), backends("test_the_first_adam_step_has_the_size_of_the_learning_rate")],
     ),
     "AdamW's decay in the gradient": (
-        "kernels.reference.adam_update",
+        "reference.adam_update",
         {"and not decoupled": "", "if decoupled:": "if False:"},
-        [rooms("test_adam_update")],
+        [backends("test_adam_update")],
     ),
 }
 

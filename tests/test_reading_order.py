@@ -1,32 +1,15 @@
-"""The thread through the house: every file says where it stands, and the next one that it names is there."""
+"""The reading order: every file says where it stands, and the next one that it names is there."""
 
 from __future__ import annotations
 
-import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "minires"
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and "simulator" not in path.parts)
+from examples.measure import reading
+from examples.measure.reading import PACKAGE, ROOT, lines, next_of, order_of, thread
 
-
-def order_of(path: Path) -> str:
-    """What the docstring says after "Reading order"."""
-    return " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").partition("Reading order")[2].split())
-
-
-def next_of(path: Path) -> list[Path]:
-    """The files that it names as the next, each looked for beside it, in minires/, and at the top."""
-    named = re.search(r"Next: ([\w./-]+\w(?:(?: and |, and )[\w./-]+\w)*)", order_of(path))
-    found = []
-    for name in re.split(r",? and ", named[1]) if named else []:
-        places = [folder / name for folder in (path.parent, PACKAGE, ROOT) if (folder / name).exists()]
-        assert places, f"{path.relative_to(ROOT)}: next is {name}, which does not exist"
-        found.append(places[0].resolve())
-    return found
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -43,35 +26,57 @@ def test_no_module_is_lost():
     for path in MODULES:
         if path.name != "__init__.py" and path not in named:
             listed = path.stem in re.findall(r"\w+", order_of(path.parent / "__init__.py"))
-            assert listed or re.search(r"any time|when |first |after functional/", order_of(path)), path
+            assert listed or re.search(r"any time|when |first|after functional/", order_of(path)), path
 
 
-def test_the_thread_from_the_images_to_the_weight_update():
-    path, thread = PACKAGE / "__init__.py", []
-    while path.is_relative_to(PACKAGE):
-        thread.append(str(path.relative_to(PACKAGE)))
-        (path,) = next_of(path)
-        assert str(path) not in thread
-        assert len(thread) < 100
-    assert path == ROOT / "examples" / "train_cifar.py"
-    rooms = ["data/loader.py", "device.py", "tensor.py", "functional/arithmetic.py", "functional/convolution.py",
-             "kernels/reference.py", "functional/normalization.py", "nn/module.py", "nn/branch.py", "models/resnet.py",
-             "optim/optimizer.py", "train/loop.py"]  # fmt: skip
-    assert [file for file in thread if file in rooms] == rooms
+def test_the_thread_from_the_array_to_the_weight_update():
+    milestones = ["device.py", "tensor.py", "functional/arithmetic.py", "reference.py", "functional/convolution.py",
+                  "functional/normalization.py", "nn/module.py", "nn/branch.py", "models/resnet.py",
+                  "optim/optimizer.py", "data/loader.py", "train/loop.py"]  # fmt: skip
+    names = [path.relative_to(PACKAGE).as_posix() for path in thread()]
+    assert [name for name in names if name in milestones] == milestones
+    assert next_of(thread()[-1]) == [ROOT / "examples" / "train_cifar.py"]
+
+
+def test_the_thread_can_be_read_in_a_weekend():
+    files = thread()
+    assert len(files) <= 30
+    assert reading.total(files) <= 4000
+    before = files[: files.index(PACKAGE / "tensor.py")]
+    start = lines(PACKAGE / "tensor.py").index("class Tensor:")
+    assert reading.total(before) + start <= 200  # before the first Tensor
+
+
+def test_the_thread_is_the_core_alone():
+    assert not [path for path in thread() if path.relative_to(PACKAGE).parts[0] in ("cpu", "cuda", "cli")]
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "rooms"),
+    ("first", "last", "folder"),
     [
-        ("kernels/cpu/workers.py", "kernels/cpu/optimizers.py", "kernels/cpu"),
-        ("weights/mapped.py", "commands.py", "weights"),
+        ("cpu/workers.py", "cpu/optimizers.py", "cpu"),
+        ("weights/mapped.py", "cli/commands.py", "weights"),
     ],
 )
-def test_the_threads_beside_it(first, last, rooms):
+def test_the_threads_beside_it(first, last, folder):
     path, thread = PACKAGE / first, [PACKAGE / first]
     while following := next_of(path):
         (path,) = following
         assert path not in thread
         thread.append(path)
     assert path == PACKAGE / last
-    assert {file for file in MODULES if file.parent == PACKAGE / rooms and file.name != "__init__.py"} <= set(thread)
+    assert {file for file in MODULES if file.parent == PACKAGE / folder and file.name != "__init__.py"} <= set(thread)
+
+
+def test_the_path_of_a_training_step():
+    """On the reference kernels, from the loader to the update; the program prints it for other networks too."""
+    files, file_lines, functions, function_lines, executed = reading.trace(reading.training_step(20, "reference"))
+    assert files <= 20
+    assert functions <= 100
+    assert executed < function_lines < 1000 < file_lines < 3500
+
+
+def test_the_shape_of_the_code():
+    assert reading.calls_to_the_sum() <= 1
+    assert reading.imports_of_backends() == []
+    assert reading.most_arguments() <= 4

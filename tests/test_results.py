@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minires.optim import schedules
+from docs.results import make_readme, make_tables
 from minires.train import compare
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
-sys.path.insert(0, str(RESULTS))
-make_readme, make_tables = importlib.import_module("make_readme"), importlib.import_module("make_tables")
 RUNS = sorted(path.parent for path in RESULTS.glob("*/*/results.json"))
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
@@ -36,7 +31,7 @@ def test_a_published_run_is_complete(path):
     assert run.results["test_accuracy"] == run.accuracy
     assert run.results["test_images"] == 10_000
     assert run.results["seed"] == run.settings["seed"]
-    assert all(re.match(r"python examples/\w+\.py( |$)", command) for command in run.settings["commands"])
+    assert all(re.match(r"python examples/(\w+/)?\w+\.py( |$)", command) for command in run.settings["commands"])
     assert {"processor", "cores", "threads", "platform"} <= set(run.results["machine"])
     if path.parent.name == "trained":
         for picture in ("curves.png", "confusion.png", "mistakes.png"):
@@ -75,7 +70,7 @@ def test_a_published_comparison_is_complete(path):
     record = make_readme.compare_torch.read(path)
     assert [len(values) for values in record["test_accuracy"].values()] == [record["epochs"]] * 3
     assert len({len(values) for values in record["losses"].values()}) == 1
-    assert re.match(r"python examples/compare_torch\.py ", record["command"])
+    assert re.match(r"python examples/(experiments/)?compare_torch\.py ", record["command"])
 
 
 def test_every_picture_and_file_that_is_linked_exists():
@@ -110,7 +105,9 @@ def test_every_table_of_times_on_the_cpu_is_one_of_those():
 def test_a_file_of_times_says_how_it_was_made(name):
     path = RESULTS / "cpu" / f"{name}.json"
     record = json.loads(path.read_text())
-    assert re.fullmatch(rf"python examples/\w+\.py .*--json docs/results/cpu/{name}\.json", record["command"])
+    assert re.fullmatch(
+        rf"python examples/(measure/)?\w+\.py .*--json docs/results/cpu/{name}\.json", record["command"]
+    )
     assert {"versions", "processor", "platform", "blas", "threads"} <= set(record["info"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
 
@@ -119,7 +116,7 @@ def test_show_prints_the_tables_without_measuring():
     for script, name in (("benchmark", "scaling"), ("cpu_ladder", "ladder-resnet18"), ("cpu_details", "details")):
         command = [
             sys.executable,
-            DOCS.parent / "examples" / f"{script}.py",
+            DOCS.parent / "examples" / "measure" / f"{script}.py",
             "--show",
             RESULTS / "cpu" / f"{name}.json",
         ]
@@ -141,7 +138,8 @@ def write_run(path, accuracy, test_accuracy, **settings):
     path.mkdir(parents=True)
     settings = {
         "depth": 20, "epochs": 1, "dataset": "Colours", "seed": 0, "optimizer": "sgd", "schedule": "step", "lr": 0.1,
-        "weight_decay": 0.0, "batch_size": 128, "data": "cifar10", "commands": ["python examples/x.py"], **settings,
+        "weight_decay": 0.0, "batch_size": 128, "data": "cifar10",
+        "commands": ["python examples/train_cifar.py"], **settings,
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(settings))
     record = {"epoch": 1, "loss": 1, "accuracy": accuracy, "test_loss": 1, "test_accuracy": test_accuracy, "seconds": 6}
@@ -165,51 +163,6 @@ def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
     )
 
 
-def test_what_the_chapter_says_of_the_layers_is_what_was_measured():
-    chapter = " ".join((DOCS / "residual-learning.md").read_text().split())
-    before, weak, spread = {}, {}, {}
-    for name in ("plain-56", "resnet-56", "resnet-20"):
-        probes = json.loads((RESULTS / "degradation" / name / "layers.json").read_text())["probes"]
-        before[name] = probes[0]["gradient_norm"]
-        spread[name] = max(probes[1]["gradient_norm"]) / min(probes[1]["gradient_norm"])
-        responses = probes[-1]["response_std"][1:]
-        weak[name] = [statistics.fmean(responses[i::2]) for i in (1, 0)]  # of second and of first convolutions
-    plain, residual = before["plain-56"], before["resnet-56"][1:]
-    least = min(range(len(plain)), key=plain.__getitem__)
-    assert f"from {plain[least]:.2f} in layer {least + 1} to {plain[0]:.0f} in layer 1" in chapter
-    assert 1.15 < (plain[0] / plain[least]) ** (1 / least) < 1.18  # "by a sixth"
-    assert 4.0 < max(residual) / min(residual) < 4.2
-    assert "within a factor of 4.2" in chapter
-    assert "are within a factor of 9, as those of ResNet-56 are within 6" in chapter
-    assert (math.ceil(spread["plain-56"]), math.ceil(spread["resnet-56"])) == (9, 6)
-    second, first = weak["resnet-56"]
-    assert f"({second:.2f} on average) than the first ({first:.2f})" in chapter
-    assert "alike ({:.2f} and {:.2f})".format(*weak["plain-56"]) in chapter
-    assert f"here it is ResNet-20 ({weak['resnet-20'][0]:.2f}), so far" in chapter
-    assert weak["resnet-20"][0] < second
-
-
-def test_the_line_on_which_most_responses_lie_is_that_of_weight_decay():
-    """SGD with momentum on a weight that gets no gradient but that of the decay, at the recorded settings."""
-    folder = RESULTS / "degradation" / "plain-56"
-    settings, records = (
-        json.loads((folder / "config.json").read_text()),
-        (folder / "log.jsonl").read_text().splitlines(),
-    )
-    steps = json.loads(records[-1])["step"]
-    schedule = schedules.build(settings["schedule"], settings["lr"], steps)
-    schedule = schedules.warm_up(schedule, settings["lr"], settings["warmup_steps"])
-    weight, velocity = 1.0, 0.0
-    for step in range(steps):
-        velocity = 0.9 * velocity + settings["weight_decay"] * weight
-        weight -= schedule(step) * velocity
-    responses = json.loads((folder / "layers.json").read_text())["probes"][-1]["response_std"]
-    assert abs(statistics.median(responses) - weight) < 0.005
-    chapter = (DOCS / "residual-learning.md").read_text()
-    assert f"at {weight:.2f}. Nobody chose that" in chapter
-    assert f"these {steps:,} steps" in chapter
-
-
 def test_a_command_gets_the_options_whose_default_has_changed_and_no_others():
     settings = {
         "depth": 20,
@@ -229,12 +182,20 @@ def test_a_command_gets_the_options_whose_default_has_changed_and_no_others():
     assert command(" --lr=0.1").endswith(".py --lr=0.1 --zero-init-last")
 
 
+def test_a_command_names_the_present_place_of_its_program():
+    moved = make_readme.as_of_today("python examples/ablation.py --data 'my data'")
+    assert moved == "python examples/experiments/ablation.py --data 'my data'"
+    assert make_readme.as_of_today(moved) == moved
+    for program in re.findall(r"^    python (\S+)", (RESULTS / "README.md").read_text(), flags=re.MULTILINE):
+        assert (DOCS.parent / program).is_file()
+
+
 def test_a_command_whose_default_optimizer_has_changed():
     """The rest of the recipe is then compared with what goes with the optimiser that was used."""
     recipe = make_readme.train_cifar.recipe(101, 128, "sgd")
     assert (recipe["optimizer"], recipe["label_smoothing"]) == ("sgd", 0.1)
-    settings = {"depth": 101, "batch_size": 128, **recipe, "commands": ["python x.py --depth 101"]}
-    assert make_readme.command(settings) == "python x.py --depth 101 --optimizer sgd"
+    settings = {"depth": 101, "batch_size": 128, **recipe, "commands": ["python examples/train_cifar.py --depth 101"]}
+    assert make_readme.command(settings) == "python examples/train_cifar.py --depth 101 --optimizer sgd"
     assert make_readme.command({**settings, "label_smoothing": 0.0}).endswith(" --optimizer sgd --label-smoothing 0.0")
 
 

@@ -243,10 +243,10 @@ def test_10_000_operations_forward_and_backward():
 
 
 def test_100_000_operations_dropped_without_backward():
-    # Tensors hold each other in a chain; dropping the last one must not recurse until the C stack overflows.
+    # Nodes hold each other in a chain; dropping the last one must not recurse until the C stack overflows.
     y = Tensor(np.ones(1), requires_grad=True)
     y = y + 1.0
-    first = weakref.ref(y)
+    first = weakref.ref(y.node.backward)
     for _ in range(100_000):
         y = y + 1.0
     assert first() is not None
@@ -304,6 +304,7 @@ def test_outputs_and_gradients_of_inner_nodes_are_freed(alive):
     def op(x):
         def backward(dy):
             most.append(alive.count())
+            assert x.size == 4  # needs its input, like a product
             return (alive.array(2.0),)
 
         return Tensor.from_op(alive.array(), (x,), backward)
@@ -317,6 +318,17 @@ def test_outputs_and_gradients_of_inner_nodes_are_freed(alive):
     assert alive.count() == 1  # the last output, which `loss` holds; the leaf's gradient is a copy
     del loss
     assert alive.count() == 0
+
+
+def test_the_tape_holds_no_array_that_no_backward_needs(alive):
+    def op(x):
+        return Tensor.from_op(alive.array(), (x,), lambda dy: (dy,))
+
+    x = Tensor(np.ones(4), requires_grad=True)
+    loss = op(op(op(x)) + 1.0)
+    assert alive.count() == 1  # the last output, which `loss` holds
+    loss.backward(np.full(4, 3.0))
+    assert (x.grad == 3).all()
 
 
 def test_a_graph_that_is_dropped_is_freed_without_the_collector(alive):

@@ -4,10 +4,12 @@
     python docs/results/make_readme.py --check      # exit status 1 if README.md says anything else; a test does this
 
 trained/      folders of examples/train_cifar.py, without the two .safetensors files
-ablation/     those of examples/ablation.py
-degradation/  those of examples/degradation.py
-pytorch/      of examples/compare_torch.py (not "torch": `import torch`, tried from here, would take the folder for it)
-cpu/          of examples/benchmark.py, cpu_ladder.py and cpu_details.py; make_tables.py puts them into the chapter
+ablation/     folders of examples/experiments/ablation.py
+degradation/  folders of examples/experiments/degradation.py
+pytorch/      folders of examples/experiments/compare_torch.py (not "torch": `import torch` would find that folder)
+cpu/          files of benchmark.py, cpu_ladder.py and cpu_details.py in examples/measure; make_tables.py reads them
+
+A record keeps the command as it was run. The page shows the command as it works today: some programs have moved.
 """
 
 from __future__ import annotations
@@ -20,21 +22,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from examples import train_cifar
+from examples.experiments import ablation, compare_torch
+from minires import models
+from minires.train import compare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "examples"))
-
-import ablation  # noqa: E402  (examples/ablation.py)
-import compare_torch  # noqa: E402
-import train_cifar  # noqa: E402
-
-from minires import models  # noqa: E402
-from minires.train import compare  # noqa: E402
+EXAMPLES = HERE.parents[1] / "examples"
 
 HEAD = """\
 # Results
 
 Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
-its command beside it. Where a default has changed since, the value that was used stands at the end of the command.
+its command beside it. Where a default has changed since, the value that was used stands at the end of the command;
+where a program has moved since, the command names its present place.
 An accuracy is that of the last epoch, never the best of several, and on all 10,000 test images unless another number is
 given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 75, and read back. The commands download
 the original files where there is no data yet; on those the numbers will be others, probably higher: JPEG loses detail.
@@ -100,7 +101,7 @@ def trained() -> list[str]:
 
 def command(settings: dict[str, Any]) -> str:
     """The one that began a run, with what was the default then and is not now."""
-    text = settings["commands"][0]
+    text = as_of_today(settings["commands"][0])
     given = {word.partition("=")[0] for word in shlex.split(text)}
     network = settings["depth"], settings["batch_size"]
     now = train_cifar.recipe(*network, settings["optimizer"])
@@ -111,6 +112,13 @@ def command(settings: dict[str, Any]) -> str:
             text += f" --{'no-' if value is False else ''}{option}"
             text += "" if isinstance(value, bool) else f" {value}"
     return text
+
+
+def as_of_today(recorded: str) -> str:
+    """A recorded command, with its program where it is now: the program may have moved within examples/."""
+    python, program, *options = recorded.split(" ")
+    (path,) = EXAMPLES.rglob(Path(program).name)
+    return " ".join([python, path.relative_to(EXAMPLES.parent).as_posix(), *options])
 
 
 def finished(run: compare.Run) -> bool:
@@ -145,7 +153,7 @@ def ablations() -> list[str]:
         row[0] = row[0] if row[0].startswith("mean") else f"[{row[0]}](ablation/{row[0]})"
     picture = "\n![Test accuracy of each row](ablation/ablation.png)\n"
     return ["## What each part of the recipe is worth\n", about + "\n", compare.as_markdown(rows), picture,
-            *code([f"python examples/ablation.py --data {s['data']} --epochs {s['epochs']}"])]  # fmt: skip
+            *code([f"python examples/experiments/ablation.py --data {s['data']} --epochs {s['epochs']}"])]  # fmt: skip
 
 
 def degradations() -> list[str]:
@@ -165,7 +173,7 @@ def degradations() -> list[str]:
         "[residual-learning.md](../residual-learning.md).\n"
     )
     return ["## Plain and residual networks\n", about, compare.as_markdown(rows), "",
-            *code([run.settings["commands"][0] for run in runs])]  # fmt: skip
+            *code([as_of_today(run.settings["commands"][0]) for run in runs])]  # fmt: skip
 
 
 def torch() -> list[str]:
@@ -180,7 +188,7 @@ def torch() -> list[str]:
             f"{compare_torch.CLOSE:g} for the first {ours} steps, those of PyTorch and of PyTorch with every weight "
             f"moved to the next float32 for the first {theirs}.\n"
         )
-        some = compare_torch.arguments(record).test_size
+        some = compare_torch.arguments_of(record).test_size
         accuracy = f"test accuracy, {some:,} images" if some else "test accuracy"
         rows = [["", accuracy, f"training loss, mean of the last {compare_torch.tail(record)} steps"]]
         for library, losses in record["losses"].items():
@@ -189,7 +197,7 @@ def torch() -> list[str]:
         lines += [
             compare.as_markdown(rows),
             f"\n![Both loss curves](pytorch/{name}/losses.png)\n",
-            *code([record["command"]]),
+            *code([as_of_today(record["command"])]),
         ]
     return ["## The same training in PyTorch\n", *lines] if lines else []
 
@@ -201,7 +209,7 @@ def cpu() -> list[str]:
         f"Raw, with versions: {', '.join(f'[cpu/{path.name}](cpu/{path.name})' for path in paths)}. "
         "[make_tables.py](make_tables.py) puts them into [fast-cpu.md](../fast-cpu.md) and the "
         "[README](../../README.md).\n",
-        *code([json.loads(path.read_text())["command"] for path in paths]),
+        *code([as_of_today(json.loads(path.read_text())["command"]) for path in paths]),
     ]
 
 

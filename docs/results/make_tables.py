@@ -1,10 +1,11 @@
-"""Writes the measured tables and sentences of README.md and docs/fast-cpu.md, from the files in cpu/ and trained/.
+"""Writes the measured tables and numbers of README.md and the chapters, from the files in the folders beside this one.
 
     python docs/results/make_tables.py              # after something was measured again
     python docs/results/make_tables.py --check      # exit status 1 if a page says anything else; a test does this
 
-They stand between comments, <!-- products --> and <!-- end --> say; the text around is typed by hand, and holds no
-measured number. Each file says how it was made: examples/benchmark.py, cpu_ladder.py and cpu_details.py.
+A table or a number stands between two comments, such as <!-- products --> and <!-- end -->. The text around them is
+typed by hand. measured.py has the numbers within sentences. Each record in cpu/ names the command that made it:
+benchmark.py, cpu_ladder.py or cpu_details.py of examples/measure.
 """
 
 from __future__ import annotations
@@ -17,18 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docs.results import make_readme, measured
+from examples.measure import benchmark, cpu_details, cpu_ladder
+from minires.train import compare
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import benchmark  # noqa: E402  (examples/benchmark.py)
-import cpu_details  # noqa: E402
-import cpu_ladder  # noqa: E402
-import make_readme  # noqa: E402
-
-from minires.train import compare  # noqa: E402
-
-PAGES = [ROOT / "README.md", ROOT / "docs" / "fast-cpu.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fast-cpu", "residual-learning", "training"))]
 FILES = ["benchmark", "scaling", "ladder-resnet18", "details"]  # in cpu/
 
 
@@ -48,17 +44,17 @@ def main() -> int:
 
 
 def filled(page: str, texts: dict[str, str]) -> str:
-    """The page with `texts` between its comments.
+    """The page with `texts` between its comments: a table on lines of its own, a number where it stood.
 
-    A comment at the start of a line ends a paragraph: a sentence therefore shares its line with the second of them, and
-    in the page other words stand before the first.
+    A comment at the start of a line ends a paragraph. So no line of a paragraph begins with one.
     """
 
     def block(match: re.Match) -> str:
-        text = texts[match[1]]
-        return f"<!-- {match[1]} -->\n{text}" + ("\n" if "\n" in text else "") + "<!-- end -->"
+        name, newline = match.groups()
+        text = texts[name]
+        return f"<!-- {name} -->{newline}{text}" + ("\n" if "\n" in text else "") + "<!-- end -->"
 
-    return re.sub(r"<!-- ([\w-]+) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w-]+) -->(\n?).*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def blocks() -> dict[str, str]:
@@ -68,6 +64,7 @@ def blocks() -> dict[str, str]:
     return {
         "headline": headline(speed),
         "accuracy": accuracy(),
+        **measured.texts(),
         "speed": benchmark.table(speed, columns=8),
         "speed-with-start": benchmark.table(speed),
         "speed-spread": spread(speed),

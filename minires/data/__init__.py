@@ -1,8 +1,8 @@
 """From files on disk to batches of float32 images: where a training run starts.
 
-Reading order: dataset.py (what a data set is), archive.py and cifar.py (CIFAR-10 and CIFAR-100: downloading,
-verifying and reading them without trusting them), shapes.py (Shapes-10, the set that is drawn), augment.py (random
-crops and flips), loader.py (batches). Next: dataset.py.
+Reading order: dataset.py (what a data set is), augment.py (random crops and flips), loader.py (batches). When you want
+them: archive.py and cifar.py (CIFAR-10 and CIFAR-100: downloading, verifying and reading them without trusting them),
+shapes.py (Shapes-10, the set that is drawn).
 """
 
 from __future__ import annotations

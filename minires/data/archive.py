@@ -2,7 +2,7 @@
 
 Only the files that are expected are copied, and an archive that tries anything else is refused.
 
-Reading order: after dataset.py. Next: cifar.py.
+Reading order: when CIFAR-10 is downloaded. Next: cifar.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A network that sees every image shifted by up to 4 pixels and mirrored half of t
 it to learn from, and cannot remember pixels. He et al. 2015 (section 4.2) train on CIFAR-10 with just this. Here
 the random numbers are drawn; the pixels are moved by the kernel `crop_and_flip`.
 
-Reading order: after shapes.py. Next: loader.py.
+Reading order: after dataset.py. Next: loader.py.
 """
 
 from __future__ import annotations

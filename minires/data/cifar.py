@@ -4,10 +4,10 @@
 dict pickled by Python 2: b"data", uint8 (N, 3072) with the 1024 red values of an image first, then green, then blue,
 each plane row by row; and b"labels" (CIFAR-100: b"fine_labels"), a list of N integers.
 
-Opening a downloaded pickle with `pickle.load` means running a stranger's code: minires/pickles.py, which reads it here,
-tells why, and runs none.
+Opening a downloaded pickle with `pickle.load` means running a stranger's code. minires/files/pickles.py reads the
+pickle without running code, and tells how.
 
-Reading order: after archive.py. Next: shapes.py.
+Reading order: after archive.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires import pickles
 from minires.data.archive import extract
 from minires.data.dataset import DataError, Dataset, NotAvailable
-from minires.fetch import Checksum, DownloadError, download, fault, looks_like_html
+from minires.files import pickles
+from minires.files.download import Checksum, DownloadError, download, fault, looks_like_html
 
 PIXELS = 3 * 32 * 32
 META_LIMIT = 1 << 20  # bytes; the official ones have a few hundred or thousand
@@ -205,68 +205,6 @@ def _read_file(path: Path, limit: int) -> bytes:
         ) from None
 
 
-# What a batch file's pickle may build, beside dicts, lists, tuples, numbers and strings: these stand-ins, which only
-# remember what they were given. NumPy's own functions would allocate whatever size the file claims.
-
-
-class _DType:
-    def __init__(self, name: str | bytes, *_: Any) -> None:
-        self.name = name.decode("latin1") if isinstance(name, bytes) else name
-
-    def pickle_state(self, state: Any) -> None:  # byte order and such: nothing that matters to one-byte numbers
-        pass
-
-
-class _Bytes:
-    """Bytes as Python 3 writes them for Python 2: a call of `_codecs.encode(text, "latin1")`."""
-
-    def __init__(self, text: str, encoding: str) -> None:
-        if not isinstance(text, str):
-            raise pickles.PickleError("encodes something else than text")
-        self.text = text
-
-
-class _Array:
-    """An array: pickled as `_reconstruct(ndarray, (0,), b"b")` followed by its state."""
-
-    raw: bytes | bytearray | _Bytes = b""
-    dtype, shape, order = "empty", (), "C"
-
-    def __init__(self, *_: Any) -> None:  # called with (ndarray, (0,), b"b"), which say nothing
-        pass
-
-    def pickle_state(self, state: tuple) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.fill(raw, dtype, shape, "F" if fortran else "C")
-
-    def fill(self, raw: bytes | bytearray | _Bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> None:
-        if not (
-            isinstance(raw, (bytes, bytearray, _Bytes))
-            and isinstance(dtype, _DType)
-            and isinstance(dtype.name, str)
-            and isinstance(shape, tuple)
-            and all(type(n) is int for n in shape)
-        ):
-            raise pickles.PickleError("has an array of something else than plain numbers")
-        self.raw, self.dtype, self.shape, self.order = raw, dtype.name.lstrip("|"), shape, order
-
-
-class _FromBuffer(_Array):
-    """An array as pickle protocol 5 has it: `_frombuffer(raw, dtype, shape, order)`."""
-
-    def __init__(self, raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> None:
-        self.fill(raw, dtype, shape, order)
-
-
-_ALLOWED = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},  # NumPy 1 and 2
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _FromBuffer for core in ("core", "_core")},
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _Bytes,
-}
-
-
 def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
     """The dict in a pickled batch file of CIFAR, without running any code it may contain.
 
@@ -277,7 +215,7 @@ def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
     # python2_bytes: Python 2's str is bytes, and most of them here are pixels, for which the window has to be wide.
     window = pickles.Window(memoryview(raw), PICKLE_BUDGET + 2 * len(raw), longest=max(len(raw), 1))
     try:
-        content = pickles.load(window, _ALLOWED, python2_bytes=True)
+        content = pickles.load(window, pickles.NUMPY, python2_bytes=True)
     except pickles.PickleError as error:
         if looks_like_html(raw[:512]):
             raise DataError(f"{path}: this is a web page (HTML), not a batch file; delete it") from None
@@ -290,7 +228,7 @@ def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("latin1")
-    if isinstance(value, _Bytes):
+    if isinstance(value, pickles.Bytes):
         return value.text
     return value if isinstance(value, str) else f"<{type(value).__name__}>"
 
@@ -302,13 +240,13 @@ def _texts(values: Any) -> list[str]:
 def _images(path: Path, content: dict[str, Any], batch: Batch) -> np.ndarray:
     """The images of a batch file, uint8 (N, 32, 32, 3)."""
     array = content.get("data")
-    if not isinstance(array, _Array):
+    if not isinstance(array, pickles.Array):
         raise DataError(f"{path}: has no array 'data', expected uint8 ({batch.images}, {PIXELS})")
     if array.shape != (batch.images, PIXELS) or array.dtype not in ("u1", "uint8"):
         raise DataError(
             f"{path}: 'data' is {array.dtype} {array.shape}, expected u1 (uint8) ({batch.images}, {PIXELS})"
         )
-    raw = array.raw.text.encode("latin1", "replace") if isinstance(array.raw, _Bytes) else array.raw
+    raw = array.raw.text.encode("latin1", "replace") if isinstance(array.raw, pickles.Bytes) else array.raw
     if len(raw) != batch.images * PIXELS:
         raise DataError(f"{path}: 'data' has {len(raw):,} bytes of pixels, expected {batch.images * PIXELS:,}")
     rows = np.frombuffer(raw, np.uint8).reshape(array.shape, order="F" if array.order == "F" else "C")

@@ -1,10 +1,11 @@
 """What a data set is in minires: uint8 images with integer labels, checked once, and the constants to normalise them.
 
-Reading order: after data/__init__.py. Next: archive.py.
+Reading order: after optim/schedules.py. Next: augment.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +62,14 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any training image or label, or their order."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
 
     def subset(self, train_size: int, seed: int = 0) -> Dataset:
         """The same data set with `train_size` training images, the classes as balanced as they can be.

@@ -3,7 +3,7 @@
 Nothing here has a state. Batch 17 of epoch 3 is a pure function of (seed, epoch, index): a run that was interrupted
 asks for the batches it has not seen, and gets exactly those that it would have seen.
 
-Reading order: after augment.py. Next: device.py.
+Reading order: after augment.py. Next: train/evaluate.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from minires import kernels
 from minires.data import augment as augmentation
-from minires.device import Array, module_of, to_device
+from minires.device import Array, device_of, to_device
 
 # The generators are seeded with [seed, purpose, epoch, ...]. Without the purpose the order of an epoch would come from
 # the same numbers as the crops of its batch 0, because NumPy pads a short seed with zeros: [s, e] equals [s, e, 0].
@@ -74,7 +74,7 @@ class Loader:
             raise ValueError(f"image_size: {image_size}, but only images of 3 channels can be resized: {images.shape}")
         self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
         self.augment = train if augment is None else augment
-        self.padding = padding
+        self.padding = padding if self.augment else 0
         self.image_size = None if images.shape[1:3] == (image_size, image_size) else image_size
         # The whole set moves to the device once: CIFAR-10 is 184 MB as uint8. Pillow resizes on the host, though.
         self.images = to_device(images, "cpu" if self.image_size else device)
@@ -90,59 +90,42 @@ class Loader:
         """The batches of an epoch (0, 1, 2, ...), from batch `start` on: none if `start` is `len(self)`."""
         if start >= len(self):  # a run was interrupted between an epoch's last step and the next epoch
             return
+        # What is random about the epoch goes to the device at once: 16 bytes an image, and no copy in a step.
         order = self._order(epoch)
-        if self._made_by_kernel:
-            # What is random about the whole epoch goes to the GPU at once: 16 bytes an image, and no copy in a step.
-            choices = to_device(
-                np.concatenate([self._choices(order, epoch, i) for i in range(start, len(self))]), "cuda"
-            )
-            for begin in range(0, len(choices), self.batch_size):
-                yield self._batch_by_kernel(choices, begin)
-            return
-        for index in range(start, len(self)):
-            yield self._batch(order, epoch, index)
+        choices = np.concatenate([self._choices(order, epoch, index) for index in range(start, len(self))])
+        choices = to_device(choices, device_of(self.images))
+        for begin in range(0, len(choices), self.batch_size):
+            yield self._batch(choices, begin)
 
     def batch(self, epoch: int, index: int) -> tuple[Array, Array]:
         """One batch of an epoch: the same as the `index`-th of `epoch(epoch)`."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: {index}, an epoch has batches 0 to {len(self) - 1}")
-        if self._made_by_kernel:
-            return self._batch_by_kernel(to_device(self._choices(self._order(epoch), epoch, index), "cuda"), 0)
-        return self._batch(self._order(epoch), epoch, index)
+        choices = self._choices(self._order(epoch), epoch, index)
+        return self._batch(to_device(choices, device_of(self.images)), 0)
 
     def _order(self, epoch: int) -> np.ndarray:
         n = len(self.images)
         return np.random.default_rng([self.seed, ORDER, epoch]).permutation(n) if self.train else np.arange(n)
 
-    @property
-    def _made_by_kernel(self) -> bool:
-        """Whether a batch is cut, mirrored and normalised in one launch (kernels/cuda/images.cu)."""
-        return hasattr(kernels.of(self.images), "make_batch")
-
     def _choices(self, order: np.ndarray, epoch: int, index: int) -> np.ndarray:
-        """int32 (n, 4): image, top, left and flip of every image of a batch; the numbers that `_batch` draws."""
+        """int32 (n, 4): image, top, left and flip of every image of a batch.
+
+        Random numbers come from the host on every device, so that every device sees the same batches.
+        """
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        n, padding = len(chosen), self.padding
-        top, left, flip = np.full(n, padding), np.full(n, padding), np.zeros(n, bool)  # the image as it is
+        top = left = flip = np.zeros(len(chosen), int)  # the image as it is: `padding` is 0 then
         if self.augment:
             rng = np.random.default_rng([self.seed, CROPS, epoch, index])
-            top, left, flip = augmentation.draw(rng, n, padding)
+            top, left, flip = augmentation.draw(rng, len(chosen), self.padding)
         return np.stack([chosen, top, left, flip], axis=1).astype(np.int32)
 
-    def _batch_by_kernel(self, choices: Array, begin: int) -> tuple[Array, Array]:
+    def _batch(self, choices: Array, begin: int) -> tuple[Array, Array]:
         n = min(self.batch_size, len(choices) - begin)
-        make_batch = kernels.of(self.images).make_batch
-        return make_batch(self.images, self.labels, choices, begin, n, self.padding, self.mean, self.std)
-
-    def _batch(self, order: np.ndarray, epoch: int, index: int) -> tuple[Array, Array]:
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        # Random numbers come from the host on every device, so that every device sees the same batches.
-        x = self.images[module_of(self.images).asarray(chosen)]
-        y = self.labels[module_of(self.labels).asarray(chosen)]
-        if self.augment:
-            rng = np.random.default_rng([self.seed, CROPS, epoch, index])
-            top, left, flip = map(module_of(x).asarray, augmentation.draw(rng, len(chosen), self.padding))
-            x = kernels.of(x).crop_and_flip(x, top, left, flip, self.padding)
-        if self.image_size:
-            x = to_device(augmentation.resize(x, self.image_size), self.device)
-        return kernels.of(x).normalize(x, self.mean, self.std), y
+        backend = kernels.of(self.images)
+        if not self.image_size:
+            return backend.make_batch(self.images, self.labels, choices, begin, n, self.padding, self.mean, self.std)
+        chosen, top, left, flip = choices[begin : begin + n].T  # on the host, where Pillow resizes
+        cropped = backend.crop_and_flip(self.images[chosen], top, left, flip != 0, self.padding)
+        x = to_device(augmentation.resize(cropped, self.image_size), self.device)
+        return kernels.of(x).normalize(x, self.mean, self.std), self.labels[to_device(chosen, self.device)]

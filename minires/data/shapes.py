@@ -5,7 +5,7 @@ striped background with clutter, and noise over everything. The colour of a pixe
 linear classifier on the pixels stays near chance (12 % measured), while ResNet-20 learns the outlines in three to five
 passes (92 to 99 %). It stands in for CIFAR-10 where there is no network; its accuracies mean nothing elsewhere.
 
-Reading order: after cifar.py. Next: augment.py.
+Reading order: when there is no CIFAR-10.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     import minires.functional as F
 
-Reading order: arithmetic.py, shape.py, reduction.py, activation.py, linear.py, loss.py, convolution.py,
-normalization.py, pooling.py; branch.py is for later.
+Reading order: arithmetic.py, shape.py, reduction.py; then, after reference.py and kernels.py: activation.py, linear.py,
+loss.py, convolution.py, normalization.py, pooling.py.
 """
 
 from minires.functional.activation import dropout, log_softmax, relu, softmax

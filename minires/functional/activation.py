@@ -1,6 +1,6 @@
 """Nonlinearities and dropout.
 
-Reading order: after reduction.py. Next: linear.py.
+Reading order: after kernels.py. Next: linear.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from minires.tensor import Tensor
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0). The gradient at exactly 0 is 0, as in PyTorch."""
-    room = kernels.of(x.data)
-    y = room.relu(x.data)
+    backend = kernels.of(x.data)
+    y = backend.relu(x.data)
 
     def backward(dy: Array) -> tuple[Array]:
-        return (room.relu_backward(dy, y),)
+        return (backend.relu_backward(dy, y),)
 
     return Tensor.from_op(y, (x,), backward)
 

@@ -46,9 +46,10 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
 def add(a: Tensor, b: Tensor | Array | float) -> Tensor:
     """a + b."""
     b = as_tensor(b, a)
+    a_shape, b_shape = a.shape, b.shape  # of a and b backward needs no more
 
     def backward(dy: Array) -> tuple[Array, Array]:
-        return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
+        return unbroadcast(dy, a_shape), unbroadcast(dy, b_shape)
 
     return Tensor.from_op(a.data + b.data, (a, b), backward)
 
@@ -56,9 +57,10 @@ def add(a: Tensor, b: Tensor | Array | float) -> Tensor:
 def subtract(a: Tensor, b: Tensor | Array | float) -> Tensor:
     """a - b."""
     b = as_tensor(b, a)
+    a_shape, b_shape = a.shape, b.shape
 
     def backward(dy: Array) -> tuple[Array, Array]:
-        return unbroadcast(dy, a.shape), unbroadcast(-dy, b.shape)
+        return unbroadcast(dy, a_shape), unbroadcast(-dy, b_shape)
 
     return Tensor.from_op(a.data - b.data, (a, b), backward)
 

@@ -1,6 +1,6 @@
-"""Two-dimensional convolution: checks and bookkeeping here, the array work in kernels/.
+"""Two-dimensional convolution: checks and bookkeeping here, the array work in reference.py, or in a backend.
 
-Reading order: after loss.py. Next: kernels/__init__.py.
+Reading order: after loss.py. Next: normalization.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from minires import kernels
 from minires.device import Array
 from minires.functional.arithmetic import check_floating
-from minires.kernels.geometry import Geometry, Pair, output_size, pair
+from minires.reference import Geometry, Pair, output_size, pair
 from minires.tensor import Tensor
 
 
@@ -35,15 +35,15 @@ def conv2d(
     _, stride, padding, dilation = check_conv2d(
         x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups
     )
-    room = kernels.of(x.data, weight.data)
+    backend = kernels.of(x.data, weight.data)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    y = room.conv2d(x.data, weight.data, None if bias is None else bias.data, **options)
+    y = backend.conv2d(x.data, weight.data, None if bias is None else bias.data, **options)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dx, dweight = room.conv2d_backward(
+        dx, dweight = backend.conv2d_backward(
             dy, x.data, weight.data, need_dx=x.requires_grad, need_dweight=weight.requires_grad, **options
         )
-        return (dx, dweight) if bias is None else (dx, dweight, room.column_sum(dy))
+        return (dx, dweight) if bias is None else (dx, dweight, backend.column_sum(dy))
 
     return Tensor.from_op(y, (x, weight) if bias is None else (x, weight, bias), backward)
 

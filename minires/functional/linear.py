@@ -19,11 +19,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"linear: input has shape {x.shape}, the weight {weight.shape}; expected (..., C) and (C, O)")
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"linear: bias has shape {bias.shape}, expected ({weight.shape[1]},)")
-    room = kernels.for_light_work(x.data, weight.data)
-    y = room.linear(x.data, weight.data, None if bias is None else bias.data)
+    backend = kernels.of(x.data, weight.data)
+    y = backend.linear(x.data, weight.data, None if bias is None else bias.data)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        gradients = room.linear_backward(dy, x.data, weight.data, x.requires_grad, weight.requires_grad)
+        gradients = backend.linear_backward(dy, x.data, weight.data, x.requires_grad, weight.requires_grad)
         return gradients[:2] if bias is None else gradients
 
     return Tensor.from_op(y, (x, weight) if bias is None else (x, weight, bias), backward)

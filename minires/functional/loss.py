@@ -40,10 +40,10 @@ def cross_entropy(logits: Tensor, labels: Array | Tensor, label_smoothing: float
             f"cross_entropy: labels range over {labels.min()}..{labels.max()}, expected 0..{logits.shape[1] - 1}"
         )
     labels = to_device(labels, logits.device)
-    room = kernels.of(logits.data)
-    loss, probabilities = room.cross_entropy(logits.data, labels, label_smoothing)
+    backend = kernels.of(logits.data)
+    loss, probabilities = backend.cross_entropy(logits.data, labels, label_smoothing)
 
     def backward(dy: Array) -> tuple[Array]:
-        return (room.cross_entropy_backward(dy, probabilities, labels, label_smoothing),)
+        return (backend.cross_entropy_backward(dy, probabilities, labels, label_smoothing),)
 
     return Tensor.from_op(loss, (logits,), backward)

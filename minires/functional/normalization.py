@@ -1,6 +1,6 @@
-"""Batch normalisation, with the residual addition and the ReLU that follow it in a ResNet.
+"""Batch normalisation.
 
-Reading order: after kernels/reference.py. Next: pooling.py.
+Reading order: after convolution.py. Next: pooling.py.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ def batch_norm(
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    residual: Tensor | None = None,
-    relu: bool = False,
+    num_batches_tracked: Array | None = None,
 ) -> Tensor:
-    """Per channel: (x - mean) / sqrt(var + eps) * weight + bias, then `+ residual`, then ReLU, if asked for.
+    """Per channel: (x - mean) / sqrt(var + eps) * weight + bias.
 
-    x (..., C), usually (N,H,W,C); weight, bias, running_mean and running_var (C,); residual like x.
+    x (..., C), usually (N,H,W,C); weight, bias, running_mean and running_var (C,).
 
     In training, mean and var are those of this batch (var biased: divided by M, the number of positions N*H*W),
     and running_mean and running_var, plain arrays, move towards them in place by `momentum`, running_var with the
-    unbiased variance (divided by M-1). In evaluation the running statistics are used as they stand.
-    Taking the residual and the ReLU along gives the numbers of `relu(batch_norm(x) + residual)` and lets a fast
-    kernel do in one pass over memory what would be three.
+    unbiased variance (divided by M-1); num_batches_tracked, an int64 array of shape (), counts the batches. In
+    evaluation the running statistics are used as they stand.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; PyTorch's conventions.
     Raises `ValueError` for shapes that do not fit, and in training for fewer than two values per channel;
@@ -41,36 +39,22 @@ def batch_norm(
     """
     check_floating("batch_norm", x)
     check_batch_norm(x.shape, weight.shape, bias.shape, running_mean.shape, running_var.shape, training)
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"batch_norm: residual has shape {residual.shape}, expected the input's {x.shape}")
-    room = kernels.of(x.data, weight.data, running_mean)
+    backend = kernels.of(x.data, weight.data, running_mean)
     if training:
-        mean, var = room.batch_norm_statistics(x.data)
-        update_running_statistics(running_mean, running_var, mean, var, x.size // x.shape[-1], momentum)
+        mean, var = backend.batch_norm_statistics(x.data)
+        count = x.size // x.shape[-1]  # M
+        kernels.of(mean).update_running_statistics(
+            running_mean, running_var, num_batches_tracked, mean, var, count, momentum
+        )
     else:
         dtype = weight.dtype if x.dtype.kind != "f" else x.dtype  # bfloat16, not an "f", is for activations only
         mean, var = running_mean.astype(dtype), running_var.astype(dtype)  # copies: training may move the originals
-    y = room.batch_norm_apply(
-        x.data, mean, var, weight.data, bias.data, eps, None if residual is None else residual.data, relu
-    )
+    y = backend.batch_norm_apply(x.data, mean, var, weight.data, bias.data, eps)
 
-    parents = (x, weight, bias) if residual is None else (x, weight, bias, residual)
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        return backend.batch_norm_backward(dy, x.data, mean, var, weight.data, eps, training)
 
-    def backward(dy: Array) -> tuple[Array | None, ...]:
-        gradients = room.batch_norm_backward(
-            dy, x.data, y, mean, var, weight.data, eps, training, relu, need_dresidual=residual is not None
-        )
-        return gradients[: len(parents)]  # dx, dweight, dbias and, with a residual, dresidual
-
-    return Tensor.from_op(y, parents, backward)
-
-
-def update_running_statistics(
-    running_mean: Array, running_var: Array, mean: Array, var: Array, count: int, momentum: float
-) -> None:
-    """Move both in place towards this batch's statistics; `var` is biased, the running one is not."""
-    room = kernels.for_light_work(mean)
-    room.update_running_statistics(running_mean, running_var, mean, var, count, momentum)
+    return Tensor.from_op(y, (x, weight, bias), backward)
 
 
 def check_batch_norm(

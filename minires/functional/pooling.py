@@ -8,7 +8,7 @@ from __future__ import annotations
 from minires import kernels
 from minires.device import Array
 from minires.functional.arithmetic import check_floating
-from minires.kernels.geometry import Pair, output_size, pair
+from minires.reference import Pair, output_size, pair
 from minires.tensor import Tensor
 
 
@@ -19,11 +19,11 @@ def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding
     Raises `ValueError` when the window does not fit, or the padding exceeds half of it; `TypeError` for integers.
     """
     kernel_size, stride, padding = _window("max_pool2d", x, kernel_size, stride, padding)
-    room = kernels.of(x.data)
-    y = room.max_pool2d(x.data, kernel_size, stride, padding)
+    backend = kernels.of(x.data)
+    y = backend.max_pool2d(x.data, kernel_size, stride, padding)
 
     def backward(dy: Array) -> tuple[Array]:
-        return (room.max_pool2d_backward(dy, x.data, y, kernel_size, stride, padding),)
+        return (backend.max_pool2d_backward(dy, x.data, y, kernel_size, stride, padding),)
 
     return Tensor.from_op(y, (x,), backward)
 
@@ -34,13 +34,13 @@ def avg_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding
     Raises `ValueError` when the window does not fit, or the padding exceeds half of it; `TypeError` for integers.
     """
     kernel_size, stride, padding = _window("avg_pool2d", x, kernel_size, stride, padding)
-    room = kernels.of(x.data)
+    backend = kernels.of(x.data)
     shape = x.shape
 
     def backward(dy: Array) -> tuple[Array]:
-        return (room.avg_pool2d_backward(dy, shape, kernel_size, stride, padding),)
+        return (backend.avg_pool2d_backward(dy, shape, kernel_size, stride, padding),)
 
-    return Tensor.from_op(room.avg_pool2d(x.data, kernel_size, stride, padding), (x,), backward)
+    return Tensor.from_op(backend.avg_pool2d(x.data, kernel_size, stride, padding), (x,), backward)
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
@@ -48,12 +48,12 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     check_floating("global_avg_pool2d", x)
     if x.ndim != 4:
         raise ValueError(f"global_avg_pool2d: input has shape {x.shape}, expected (N,H,W,C)")
-    room = kernels.for_light_work(x.data)
+    backend = kernels.of(x.data)
 
     def backward(dy: Array) -> tuple[Array]:
-        return (room.global_avg_pool2d_backward(dy, x.data),)
+        return (backend.global_avg_pool2d_backward(dy, x.data),)
 
-    return Tensor.from_op(room.global_avg_pool2d(x.data), (x,), backward)
+    return Tensor.from_op(backend.global_avg_pool2d(x.data), (x,), backward)
 
 
 def _window(name: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> tuple:

@@ -1,6 +1,6 @@
 """Sum, mean and maximum over axes.
 
-Reading order: after shape.py. Next: activation.py.
+Reading order: after shape.py. Next: reference.py.
 """
 
 from __future__ import annotations

@@ -1,36 +1,22 @@
-"""The networks: resnet.py (18 ... 152), resnet_cifar.py (20 ... 1202), and their plain twins in plain.py; weights for
-them in pretrained.py, and the way back, from weights to the network, in recognise.py.
+"""The networks: resnet.py (18 ... 152) and resnet_cifar.py (20 ... 1202). Weights for them come from pretrained.py, and
+recognise.py finds the network that weights belong to.
 
-Reading order: resnet.py, resnet_cifar.py, plain.py; pretrained.py and recognise.py after weights/.
+Reading order: resnet.py, resnet_cifar.py; pretrained.py and recognise.py after weights/.
 """
 
 from __future__ import annotations
 
 from minires import nn
 from minires.models import resnet, resnet_cifar
-from minires.models.plain import (
-    plain18,
-    plain20,
-    plain32,
-    plain34,
-    plain44,
-    plain50,
-    plain56,
-    plain101,
-    plain110,
-    plain152,
-    plain1202,
-)
 from minires.models.pretrained import imagenet_classes
 from minires.models.recognise import from_state_dict, from_weights
 from minires.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from minires.models.resnet_cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202
 
 __all__ = [
-    "DEPTHS", "CifarResNet", "ResNet", "build", "from_state_dict", "from_weights", "imagenet_classes", "plain18",
-    "plain20", "plain32", "plain34", "plain44", "plain50", "plain56", "plain101", "plain110", "plain152", "plain1202",
-    "resnet18", "resnet20", "resnet32", "resnet34", "resnet44", "resnet50", "resnet56", "resnet101", "resnet110",
-    "resnet152", "resnet1202",
+    "DEPTHS", "CifarResNet", "ResNet", "build", "from_state_dict", "from_weights", "imagenet_classes", "resnet18",
+    "resnet20", "resnet32", "resnet34", "resnet44", "resnet50", "resnet56", "resnet101", "resnet110", "resnet152",
+    "resnet1202",
 ]  # fmt: skip
 
 DEPTHS = (*resnet_cifar.DEPTHS, *resnet.CONFIGURATIONS)
@@ -40,7 +26,7 @@ def build(depth: int, num_classes: int = 10, stem: str | None = None, shortcut: 
     """The network of `depth` layers, for 32x32 images unless `stem` says otherwise.
 
     stem      "cifar" (default) or "imagenet" for depths 18 ... 152; 20 ... 1202 have their own, called "cifar" too
-    shortcut  False for the plain network
+    shortcut  False for the plain network: the same layers, of which each block computes relu(F(x))
 
     Raises `ValueError` for a depth or stem that does not exist.
     """

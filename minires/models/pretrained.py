@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from minires import nn
-from minires.fetch import Checksum, DownloadError, download, fault
+from minires.files.download import Checksum, DownloadError, download, fault
 from minires.weights import WeightsError, load_weights
 
 ADDRESS = "https://download.pytorch.org/models/"

@@ -1,6 +1,6 @@
 """From weights to the network they belong to: names and shapes say which it is.
 
-Reading order: after pretrained.py. Next: predict.py.
+Reading order: after pretrained.py. Next: cli/predict.py.
 """
 
 from __future__ import annotations

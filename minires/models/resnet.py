@@ -45,10 +45,51 @@ from minires.tensor import Tensor
 STEMS = ("imagenet", "cifar")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: relu(x + F(x)). `dilation` is that of its input and of its output."""
+class Block(nn.Module):
+    """relu(F(x) + shortcut). A subclass says what F is, by `layers`, and what the shortcut carries, by `identity`.
+
+    shortcut  False in a plain network, which computes relu(F(x))
+    """
+
+    shortcut = True
+
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """The layers of F, a ReLU between any two."""
+        raise NotImplementedError
+
+    def identity(self, x: Tensor) -> Tensor:
+        """x, in the shape of F(x)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) -> (N,H/stride,W/stride,outputs)."""
+        return nn.branch(x, self.layers(), self.identity(x) if self.shortcut else None)
+
+
+class ProjectionBlock(Block):
+    """A block whose shortcut is x, or, where the shape changes, a 1x1 convolution of x: option B of the paper."""
 
     expansion = 1  # output channels = expansion * width
+
+    def _add_shortcut(
+        self, inputs: int, outputs: int, stride: int, shortcut: bool, generator: np.random.Generator | None
+    ) -> None:
+        self.shortcut, self.downsample = shortcut, None
+        if shortcut and (stride != 1 or inputs != outputs):
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False, generator=generator), nn.BatchNorm2d(outputs)
+            )
+
+    def identity(self, x: Tensor) -> Tensor:
+        """x, or its projection."""
+        if self.downsample is None:
+            return x
+        conv, norm = self.downsample
+        return nn.branch(x, [(conv, norm)], relu=False)
+
+
+class BasicBlock(ProjectionBlock):
+    """Two 3x3 convolutions beside a shortcut. `dilation` is that of its input and of its output."""
 
     def __init__(
         self,
@@ -65,21 +106,15 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=d2, dilation=d2, bias=False, generator=generator)
         self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = shortcut
-        self.downsample = _projection(in_channels, width, stride, generator) if shortcut else None
+        self._add_shortcut(in_channels, width, stride, shortcut, generator)
 
-    @property
-    def last_bn(self) -> nn.BatchNorm2d:
-        """The batch norm whose output meets the shortcut."""
-        return self.bn2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N,H,W,C) -> (N,H/stride,W/stride,width)."""
-        return nn.branch(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], residual=_shortcut(self, x))
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """3x3, 3x3."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
 
-class Bottleneck(nn.Module):
-    """1x1 down to `width`, 3x3, 1x1 up to 4 * width, beside a shortcut: relu(x + F(x))."""
+class Bottleneck(ProjectionBlock):
+    """1x1 down to `width`, 3x3, 1x1 up to 4 * width, beside a shortcut."""
 
     expansion = 4
 
@@ -100,37 +135,11 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False, generator=generator)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.shortcut = shortcut
-        self.downsample = _projection(in_channels, outputs, stride, generator) if shortcut else None
+        self._add_shortcut(in_channels, outputs, stride, shortcut, generator)
 
-    @property
-    def last_bn(self) -> nn.BatchNorm2d:
-        """The batch norm whose output meets the shortcut."""
-        return self.bn3
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N,H,W,C) -> (N,H/stride,W/stride,4*width)."""
-        layers = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
-        return nn.branch(x, layers, residual=_shortcut(self, x))
-
-
-def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor | None:
-    """What the block adds to its output: x, projected where shapes differ; None in a plain network."""
-    if not block.shortcut:
-        return None
-    if block.downsample is None:
-        return x
-    conv, norm = block.downsample
-    return nn.branch(x, [(conv, norm)], relu=False)
-
-
-def _projection(inputs: int, outputs: int, stride: int, generator: np.random.Generator | None) -> nn.Module | None:
-    """Option B of the paper: a strided 1x1 convolution where the shortcut changes shape, else nothing."""
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride, bias=False, generator=generator), nn.BatchNorm2d(outputs)
-    )
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """1x1, 3x3, 1x1."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
 
 class ResNet(nn.Module):
@@ -191,11 +200,7 @@ class ResNet(nn.Module):
                 channels = width * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes, generator=generator)
-        initialise(self, generator)
-        if zero_init_last:
-            for module in self.modules():
-                if isinstance(module, (BasicBlock, Bottleneck)):
-                    nn.init.constant_(module.last_bn.weight, 0.0)
+        initialise(self, zero_init_last, generator)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The outputs of the stages: {"c2": stride 4, "c3": 8, "c4": 16, "c5": 32} (1, 2, 4, 8 with stem "cifar").
@@ -213,11 +218,17 @@ class ResNet(nn.Module):
         return self.fc(F.global_avg_pool2d(self.features(x)["c5"]))
 
 
-def initialise(model: nn.Module, generator: np.random.Generator | None) -> None:
-    """Draw the weights of all convolutions anew: normal, He et al. 2015 (arXiv 1502.01852), fan-out mode."""
+def initialise(model: nn.Module, zero_init_last: bool, generator: np.random.Generator | None) -> None:
+    """Draw the weights of all convolutions anew: normal, He et al. 2015 (arXiv 1502.01852), fan-out mode.
+
+    zero_init_last  zero weights in the last batch norm of every block, which then starts as relu(shortcut)
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, "fan_out", generator)
+        elif isinstance(module, Block) and zero_init_last:
+            _, last_norm = module.layers()[-1]
+            nn.init.constant_(last_norm.weight, 0.0)
 
 
 CONFIGURATIONS = {

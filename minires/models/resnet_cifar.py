@@ -19,7 +19,7 @@ The depth is 6n + 2. Where a shortcut changes shape it takes every second pixel 
 ("option A"), so it has no parameters, and the plain network beside it (shortcut=False) exactly as many.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), section 4.2.
-Reading order: after resnet.py. Next: plain.py.
+Reading order: after resnet.py. Next: optim/optimizer.py.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ import numpy as np
 import minires.functional as F
 from minires import nn
 from minires.models import pretrained
-from minires.models.resnet import initialise
+from minires.models.resnet import Block, initialise
 from minires.tensor import Tensor
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 
-class CifarBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters: relu(x + F(x))."""
+class CifarBlock(Block):
+    """Two 3x3 convolutions beside a shortcut without parameters."""
 
     def __init__(
         self, in_channels: int, width: int, stride: int, shortcut: bool, generator: np.random.Generator | None = None
@@ -50,12 +50,11 @@ class CifarBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.stride, self.new_channels, self.shortcut = stride, width - in_channels, shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N,H,W,C) -> (N,H/stride,W/stride,width)."""
-        residual = self.option_a(x) if self.shortcut else None
-        return nn.branch(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], residual)
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """3x3, 3x3."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
-    def option_a(self, x: Tensor) -> Tensor:
+    def identity(self, x: Tensor) -> Tensor:
         """x at every `stride`-th pixel, its channels in the middle of zeros: (N,H/stride,W/stride,width)."""
         if self.stride == 1 and self.new_channels == 0:
             return x
@@ -95,11 +94,7 @@ class CifarResNet(nn.Module):
                 channels = width
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(64, num_classes, generator=generator)
-        initialise(self, generator)
-        if zero_init_last:
-            for module in self.modules():
-                if isinstance(module, CifarBlock):
-                    nn.init.constant_(module.bn2.weight, 0.0)
+        initialise(self, zero_init_last, generator)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The outputs of the stages, {"c2": stride 1, "c3": 2, "c4": 4}."""

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 import minires.functional as F
+from minires import kernels
 from minires.device import Array
-from minires.kernels.geometry import Geometry, Pair, pair
 from minires.nn.init import fans, uniform_
 from minires.nn.module import Module, Parameter
+from minires.reference import Geometry, Pair, pair
 from minires.tensor import Tensor
 
 
@@ -78,8 +79,7 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Batch normalisation per channel; see `functional.batch_norm`.
 
-    Called as `bn(x, residual=r, relu=True)` it adds r and applies the ReLU on the way. A frozen one, see
-    `freeze_batch_norm`, computes in training as in evaluation.
+    A frozen one, see `freeze_batch_norm`, computes in training as in evaluation.
     """
 
     buffer_names = ("running_mean", "running_var", "num_batches_tracked")
@@ -93,21 +93,26 @@ class BatchNorm2d(Module):
         self.bias = Parameter(np.zeros(num_features, np.float32))
         self.running_mean = np.zeros(num_features, np.float32)
         self.running_var = np.ones(num_features, np.float32)
-        self.num_batches_tracked = 0  # int64 in the state dict, as in PyTorch
+        self.num_batches_tracked = np.array(0, np.int64)  # int64, as in PyTorch
 
     @property
     def uses_batch(self) -> bool:
         """Whether this batch's statistics are used, and move the running ones."""
         return self.training and not self.frozen
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> the same shape; in training mode the running statistics move."""
-        y = F.batch_norm(
+        return F.batch_norm(
             x, self.weight, self.bias, self.running_mean, self.running_var,
-            self.uses_batch, self.momentum, self.eps, residual, relu,
+            self.uses_batch, self.momentum, self.eps, self.num_batches_tracked,
         )  # fmt: skip
-        self.num_batches_tracked += self.uses_batch
-        return y
+
+    def track(self, mean: Array, var: Array, count: int) -> None:
+        """Move the running statistics as `forward` does, for statistics that were computed elsewhere: mean and biased
+        variance (C,) of `count` values per channel."""
+        kernels.of(mean).update_running_statistics(
+            self.running_mean, self.running_var, self.num_batches_tracked, mean, var, count, self.momentum
+        )
 
     def scale_and_shift(self) -> tuple[Array, Array]:
         """What evaluation amounts to: x * scale + shift, both (C,)."""
@@ -135,10 +140,9 @@ def freeze_batch_norm(model: Module, frozen: bool = True) -> Module:
 class FoldedBatchNorm2d(Module):
     """What is left of a batch norm once `minires.fold` has moved its scale and shift into the convolution before it."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """x, with the residual added and the ReLU applied if asked for."""
-        x = x if residual is None else x + residual
-        return F.relu(x) if relu else x
+    def forward(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
 
     def scale_and_shift(self) -> None:
         """None: there is no scale left, and the shift is the convolution's bias."""

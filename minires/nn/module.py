@@ -20,27 +20,12 @@ from minires.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A Tensor that is trained. `grad_buffer`, when an optimiser has set it, is where its gradient is put."""
+    """A Tensor that is trained: an attribute of this type belongs to its module's state."""
 
-    __slots__ = ("grad_buffer",)
+    __slots__ = ()
 
     def __init__(self, data: Array):
         super().__init__(data, requires_grad=True)
-        self.grad_buffer: Array | None = None
-
-    @property
-    def free_grad_buffer(self) -> Array | None:
-        """`grad_buffer` while it holds no gradient: an operation may put its gradient straight into it."""
-        return self.grad_buffer if self.grad is None else None
-
-    def accumulate_grad(self, gradient: Array) -> None:
-        """Add to `grad`; the first gradient is copied into `grad_buffer`, a view of the optimiser's flat buffer."""
-        if self.grad is None and self.grad_buffer is not None:
-            if gradient is not self.grad_buffer:
-                self.grad_buffer[...] = gradient
-            self.grad = self.grad_buffer
-        else:
-            super().accumulate_grad(gradient)
 
 
 class Module:
@@ -54,7 +39,7 @@ class Module:
             def forward(self, x):
                 return x * self.weight
 
-    buffer_names  attributes that belong to the state but are not trained (running statistics): arrays, or ints
+    buffer_names  attributes that belong to the state but are not trained (running statistics): arrays
     torch_axes    for each parameter that PyTorch lays out differently, the axes of its transposition there
     """
 
@@ -145,7 +130,7 @@ class Module:
         if any(problems.values()):
             found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
             raise ValueError(f"load_state_dict: the state does not fit {type(self).__name__}. {found}")
-        counts, arrays = [], []  # all is converted before anything is changed
+        arrays = []  # all is converted before anything is changed
         for name, module, attribute in self._named_state():
             if name not in state:
                 continue
@@ -155,14 +140,10 @@ class Module:
                 array = np.asarray(state[name])
                 if attribute in module.torch_axes:
                     array = array.transpose(np.argsort(module.torch_axes[attribute]))
-                if isinstance(target, int):
-                    counts.append((module, attribute, int(array)))
-                else:
+                with np.errstate(invalid="raise"):  # NaN is no count
                     arrays.append((target, module_of(target).asarray(array, dtype=target.dtype)))
-            except (ValueError, TypeError, OverflowError) as error:
+            except (ValueError, TypeError, ArithmeticError) as error:
                 raise ValueError(f"load_state_dict: {name}: {error}") from error
-        for module, attribute, count in counts:
-            setattr(module, attribute, count)
         for target, array in arrays:
             target[...] = array  # in place: optimisers hold views
 
@@ -195,7 +176,7 @@ class Module:
             if isinstance(value, Parameter):
                 if value.device != device:
                     value.data, value.grad, value.grad_buffer = to_device(value.data, device), None, None
-            elif not isinstance(value, int):
+            else:
                 setattr(module, attribute, to_device(value, device))
         return self
 

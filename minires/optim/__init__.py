@@ -1,6 +1,6 @@
 """Optimisers and learning-rate schedules.
 
-Reading order: optimizer.py, schedules.py. Next: train/.
+Reading order: optimizer.py, schedules.py. Next: data/.
 """
 
 from minires.optim import schedules

@@ -3,7 +3,7 @@
 All parameters are moved into one flat array and become views of it, and so are their gradients. A step is then
 one pass over a few large arrays instead of hundreds of small ones: for ResNet-101, 1 update instead of 314.
 
-Reading order: after models/plain.py. Next: schedules.py.
+Reading order: after models/resnet_cifar.py. Next: schedules.py.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)} in a group")
             self._check(group)
         self.steps = 0
-        self._schedules: dict[int, Array] = {}  # of each group, on a GPU
+        self._schedules: dict[int, float | Array] = {}  # of each group, as the updates take it
         self._flatten()
 
     def _flatten(self) -> None:
@@ -99,18 +99,16 @@ class Optimizer:
         self.apply()
 
     def advance(self) -> None:
-        """The first half of a step: count it, and on a GPU tell the device the learning rate and the step.
+        """The first half of a step: count it, and put the learning rate where the update will read it.
 
         A CUDA graph repeats `apply` alone, so what changes from step to step has to be on the device
         (docs/fast-cuda.md).
         """
         self.steps += 1
-        room = kernels.for_light_work(self.flat)
-        if hasattr(room, "make_schedule"):
-            for group in self.groups:
-                betas = group.get("betas", (0.0, 0.0))
-                schedule = self._schedules.get(id(group))
-                self._schedules[id(group)] = room.make_schedule(schedule, self.flat, group["lr"], self.steps, betas)
+        backend = kernels.of(self.flat)
+        for group in self.groups:
+            betas, previous = group.get("betas", (0.0, 0.0)), self._schedules.get(id(group))
+            self._schedules[id(group)] = backend.make_schedule(previous, self.flat, group["lr"], self.steps, betas)
 
     def apply(self) -> None:
         """The second half: the arithmetic."""
@@ -195,7 +193,7 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, Nesterov's variant and L2 weight decay; PyTorch's update.
 
-    The rule stands at `kernels.reference.sgd_update`.
+    The rule stands at `reference.sgd_update`.
     """
 
     slots = ("velocity",)
@@ -226,7 +224,7 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam with L2 weight decay added to the gradient; PyTorch's update.
 
-    The rule stands at `kernels.reference.adam_update`. Source: Kingma and Ba 2015 (arXiv 1412.6980).
+    The rule stands at `reference.adam_update`. Source: Kingma and Ba 2015 (arXiv 1412.6980).
     """
 
     slots = ("mean", "square")

@@ -5,7 +5,7 @@
 
 Being a function of the step alone, a schedule has no state: a resumed run needs nothing but its step.
 
-Reading order: after optimizer.py. Next: train/loop.py.
+Reading order: after optimizer.py. Next: data/dataset.py.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Files that a crash cannot spoil: tensors and a note about them, in one safetensors file, written atomically.
 
 Everything that a run needs to go on is in ONE file, state.safetensors, so that weights and optimiser can never come
-from two different moments. A file of a run is either the old one or the new one, whenever the power fails: files.py.
+from two different moments. A file of a run is either the old one or the new one, whenever the power fails
+(files/atomic.py).
 
-Reading order: after evaluate.py. Next: stop.py.
+Reading order: first of the files behind the loop. Next: stop.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import textwrap
 from collections.abc import Mapping
@@ -19,8 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
-from minires.data import Dataset
-from minires.files import atomic
+from minires.files.atomic import atomic
 from minires.nn import Module
 from minires.weights import load_weights
 
@@ -103,12 +102,3 @@ def load_model_weights(model: Module, path: str | Path) -> None:
     except (OSError, ValueError) as error:  # WeightsError is a ValueError
         # A file of another depth differs in hundreds of names: the first few say enough.
         raise CheckpointError(f"{path}: {textwrap.shorten(str(error), 300, placeholder=' ...')}") from error
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits that change with any training image or label, or their order."""
-    digest = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels):
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]

@@ -2,11 +2,11 @@
 
     minires report runs/sgd runs/adam
 
-Used by `minires report`, examples/ablation.py and degradation.py, and docs/results/make_readme.py.
+Used by `minires report`, examples/experiments/ablation.py and degradation.py, and docs/results/make_readme.py.
 
 A folder needs config.json and log.jsonl; results.json too once the run has ended, but a run can be looked at before.
 
-Reading order: after report.py. Next: examples/train_cifar.py, once more.
+Reading order: after report.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from minires.train.report import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Settings that do not make another experiment: where the data lies, what was asked for ("data": "auto") where `dataset`
-# says what there was, what follows from that, and the seed.
+# Settings ignored when two runs are compared: the seed, the data's location, the requested data set (the one used is in
+# `dataset`), and what depends on it.
 NOT_COMPARED = ("seed", "data", "data_dir", "classes", "mean", "std", "fingerprint", "commands")
 NUMBERS = ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds")  # in every line of a log
 

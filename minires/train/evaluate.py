@@ -1,6 +1,6 @@
 """How good a model is on images it was not trained on.
 
-Reading order: after loop.py. Next: checkpoint.py.
+Reading order: after data/loader.py. Next: training.py.
 """
 
 from __future__ import annotations

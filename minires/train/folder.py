@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minires.train import checkpoint
-from minires.train.loop import Training
+from minires.train.training import Training
 
 STATE, WEIGHTS = "state.safetensors", "last.safetensors"
 

@@ -1,76 +1,113 @@
-"""How much of a GPU's memory a training step will take, and what to say when it was too much.
+"""How much memory a training step will take on the CPU, without taking one.
 
-Reading order: after device_step.py. Next: cpu_memory.py.
+What the tape keeps is measured, on two images: the forward pass runs, and the arrays that its closures hold are
+counted. The rest is computed from shapes: parameters, gradients, the optimiser's buffers, and the work space of the
+convolution that needs the most, at the moment when backward begins and everything is still kept.
+
+Reading order: when `--dry-run` is asked for.
 """
 
 from __future__ import annotations
 
-from minires.kernels.cuda import blas, convolution, precision
-from minires.nn import Conv2d, Module
-from minires.summary import Summary, format_bytes, summary
+import copy
+import gc
+import math
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minires import kernels, nn
+from minires.reference import Geometry, output_size
+from minires.tensor import Node, Tensor, no_grad
+
+LIBRARIES = 60_000_000  # bytes of Python, NumPy and minires themselves
 
 
-class OutOfMemory(MemoryError):
-    """The GPU's memory is too small for the step. The text is one line with the figures."""
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step; `total` is what the process will have taken at its peak."""
+
+    weights: int  # parameters, gradients and the optimiser's buffers
+    activations: int  # what the tape keeps for backward
+    workspace: int  # transformed weights, partial sums and scratch buffers of the kernels
+
+    @property
+    def total(self) -> int:
+        """Together with Python and the libraries."""
+        return LIBRARIES + self.weights + self.activations + self.workspace
 
 
-def step_bytes(model: Module, image: tuple[int, int, int], batch: int, slots: int, table: Summary | None = None) -> int:
-    """An estimate of the memory that a training step with the CUDA kernels takes, for images of shape (H, W, C).
+def step_memory(model: nn.Module, image: tuple[int, int, int], batch_size: int, slots: int) -> StepMemory:
+    """The memory of a training step on `batch_size` images (H, W, C) on the CPU, float32.
 
-    weights, gradients and `slots` buffers of the optimiser; the outputs of all layers, which backward needs; three of
-    the largest besides (a gradient, the next one, the shortcut's); columns, where a convolution makes them; the
-    workspace of cuBLAS. Held to the measured peak of simulated steps: at most 10 % below it, 30 % above
-    (tests/train/test_memory.py).
+    slots   buffers of the optimiser, each as large as all parameters: 2 for Adam, 1 for SGD with momentum
+
+    The model is left as it was.
     """
-    table = table or summary(model, image)
-    share = 0.5 if precision.current == "bf16" else 1.0  # of float32
-    largest = max(row.activation_bytes for row in table.rows)
-    fixed = 4 * table.parameters * (2 + slots) + blas.WORKSPACE_BYTES
-    return int(
-        fixed + batch * share * (table.activation_bytes + 3 * largest) + _column_bytes(model, table, batch, share)
-    )
+    model = copy.deepcopy(model).train()
+    layers: set[tuple] = set()
+
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            shape = (batch_size, *inputs[0].shape[1:])
+            layers.add((shape, module.weight.shape, module.geometry))
+
+    two_images = Tensor(np.zeros((2, *image), np.float32))
+    with no_grad(), nn.observe(note):
+        model(two_images)
+    images = batch_size * int(np.prod(image))
+    activations = kept_bytes(model(two_images), model) // 2 * batch_size + 4 * images
+    parameters = sum(p.size for p in model.parameters())
+    workspace_bytes = kernels.part("workspace_bytes")
+    if workspace_bytes:
+        workspace = workspace_bytes(layers)
+    else:  # the optimiser's expressions make three arrays of all parameters' size, when the activations are gone
+        workspace = max(reference_workspace_bytes(layers), 3 * 4 * parameters - activations)
+    return StepMemory(4 * parameters * (2 + slots), activations, workspace)
 
 
-def _column_bytes(model: Module, table: Summary, batch: int, share: float) -> float:
-    """Of the layer that needs the most."""
-    modules, most = dict(model.named_modules()), 0.0
-    for row in table.rows:
-        module = modules[row.name]
-        if isinstance(module, Conv2d):
-            geometry = module.geometry
-            if convolution.plan(geometry, module.in_channels, module.out_channels) == "columns":
-                positions = row.activation_bytes / 4 / module.out_channels
-                kernel = geometry.kernel[0] * geometry.kernel[1] * module.in_channels
-                most = max(most, min(4 * share * batch * positions * kernel, convolution.COLUMN_BYTES))
-    return most
+def reference_workspace_bytes(layers: Iterable[tuple[tuple, tuple, Geometry]]) -> int:
+    """What reference.py takes while it computes: of the layer that needs the most, the columns of im2col and as many
+    numbers for their gradient, twice the padded input, and four arrays of the output's size.
+
+    layers  of each convolution the shape of its input, that of its weight, and its geometry
+    """
+    most = 0
+    for x_shape, weight_shape, geometry in layers:
+        positions = x_shape[0] * math.prod(output_size(x_shape, *geometry))
+        padded = x_shape[0] * math.prod(n + 2 * p for n, p in zip(x_shape[1:3], geometry.padding)) * x_shape[3]
+        columns = positions * math.prod(weight_shape[:3]) if geometry.kernel != (1, 1) else 0
+        most = max(most, 2 * columns + 2 * padded + 4 * positions * weight_shape[3])
+    return 4 * most
 
 
-def largest_batch(
-    model: Module, image: tuple[int, int, int], slots: int, available: int, table: Summary | None = None
-) -> int:
-    """The largest batch whose estimate is within `available` bytes; 0 if none is."""
-    low, high = 0, 1 << 20
-    table = table or summary(model, image)
-    while low < high:  # the largest that fits is in low..high
-        middle = (low + high + 1) // 2
-        fits = step_bytes(model, image, middle, slots, table) <= available
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+def kept_bytes(output: Tensor, model: nn.Module) -> int:
+    """Bytes of all arrays that the tape of `output` holds for backward, those of the model itself left out."""
+    own = {id(_owner(tensor.data)) for tensor in model.parameters()}
+    containers = (Node, Tensor, types.FunctionType, types.CellType, tuple, list, dict)
+    seen: set[int] = set()
+    pending, total = [output], 0
+    while pending:
+        thing = pending.pop()
+        if id(thing) in seen or isinstance(thing, nn.Parameter):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, np.ndarray):
+            owner = _owner(thing)
+            if id(owner) not in own:
+                own.add(id(owner))
+                total += owner.nbytes
+        elif isinstance(thing, types.FunctionType):
+            pending += thing.__closure__ or ()  # not its module's globals
+        elif isinstance(thing, containers) or hasattr(thing, "__dataclass_fields__"):
+            pending += gc.get_referents(thing)
+    return total
 
 
-def explain(model: Module, shape: tuple[int, int, int, int], slots: int) -> str:
-    """One line for a step on images (N, H, W, C) that has run out of memory."""
-    import cupy
-
-    _, total = cupy.cuda.runtime.memGetInfo()
-    batch, image = shape[0], shape[1:]
-    failed = f"the GPU is out of memory: a step of {batch} images of {image[0]}x{image[1]}"
-    try:
-        table = summary(model, image)  # runs one image
-    except MemoryError:
-        return f"{failed} does not fit beside what is there already, the GPU has {format_bytes(total)}"
-    needed = step_bytes(model, image, batch, slots, table)
-    available = int(0.9 * total)  # the rest: the driver, fragments, other programs
-    fits = largest_batch(model, image, slots, available, table)
-    advice = f"the largest batch that fits is about {fits}" if fits else "not even one image fits"
-    return f"{failed} needs about {format_bytes(needed)} (predicted), the GPU has {format_bytes(total)}; {advice}"
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory `array` is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

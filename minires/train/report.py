@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import minires.kernels
+from minires import kernels
 from minires.data import Dataset
-from minires.kernels.cuda.graph import pools_bytes
 from minires.train.evaluate import Evaluation
-from minires.train.loop import Training
 from minires.train.progress import say
+from minires.train.training import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +53,7 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: 
         "images_per_second": record["images_per_second"],
         "minutes": training.seconds / 60,
         "device": parameter.device,
-        "kernels": minires.kernels.in_use(parameter.device),
+        "kernels": kernels.in_use(parameter.device),
         "precision": training.settings.get("precision", "fp32"),
         "peak_memory_bytes": peak_memory_bytes(parameter.device),
         "seed": training.settings["seed"],
@@ -82,7 +81,10 @@ def peak_memory_bytes(device: str) -> int | None:
     if device == "cuda":
         import cupy
 
-        return cupy.get_default_memory_pool().total_bytes() + pools_bytes()  # pools keep what they once took
+        pools_bytes = kernels.part("pools_bytes", device)  # of the recorded steps
+        return cupy.get_default_memory_pool().total_bytes() + (
+            pools_bytes() if pools_bytes else 0
+        )  # pools never shrink
     try:
         import resource
     except ImportError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minires.files import atomic
+from minires.files.atomic import atomic
 from minires.weights import npz_reader, safetensors_reader, torch_reader, torch_writer
 from minires.weights.archive import Archive
 from minires.weights.mapped import WeightsError, map_file

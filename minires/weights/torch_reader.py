@@ -11,10 +11,10 @@ a persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements).
                                the pickle of the tensors, a pickle with the list of keys,
                                and for each key 8 bytes with the number of elements, and the numbers
 
-Reading goes in two steps. The pickle is read by minires/pickles.py, which builds a description: nothing but names,
-sizes and strides. Then the arrays are made, as views of the mapped file.
+Reading goes in two steps. minires/files/pickles.py reads the pickle and builds a description: nothing but names, sizes
+and strides. Then the arrays are made, as views of the mapped file.
 
-Reading order: after archive.py and ../pickles.py. Next: torch_writer.py.
+Reading order: after archive.py and files/pickles.py. Next: torch_writer.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires import pickles
-from minires.pickles import PickleError, Window
+from minires.files import pickles
+from minires.files.pickles import PickleError, Window
 from minires.weights.archive import Archive
 from minires.weights.mapped import BFLOAT16, WeightsError, check_shape, item_bytes, vector
 

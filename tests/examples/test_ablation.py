@@ -1,8 +1,7 @@
-"""examples/ablation.py: rows are commands of train_cifar.py, each trained once, and a table of what they gave."""
+"""examples/experiments/ablation.py: a row is a command of train_cifar.py, trained once; a table shows the results."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shlex
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from examples import train_cifar
+from examples.experiments import ablation
 from minires import data
 from minires.train import compare
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-ablation = importlib.import_module("ablation")
+SCRIPT = Path(ablation.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def folder(tmp_path_factory):
 def run(path, *arguments):
     """A small experiment: 1 epoch, of 64 images."""
     small = "--data shapes --data-dir data --train-size 64 --test-size 32 --epochs 1 --device cpu --out out"
-    command = [sys.executable, str(EXAMPLES / "ablation.py"), *small.split(), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPT), *small.split(), *map(str, arguments)]
     return subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=300)
 
 
@@ -112,7 +111,7 @@ def test_what_was_asked_for_by_another_name_is_the_same_data(folder, config):
 def test_sigterm_is_passed_on_to_the_training(folder):
     """It writes its checkpoint, and nothing goes on training behind the back of whoever stopped the experiment."""
     small = "--data shapes --data-dir data --rows baseline --epochs 50 --device cpu --out stopped"
-    command = [sys.executable, "-u", str(EXAMPLES / "ablation.py"), *small.split()]
+    command = [sys.executable, "-u", str(SCRIPT), *small.split()]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while "batch 1/" not in process.stdout.readline():
             assert process.poll() is None
@@ -131,7 +130,6 @@ def test_a_row_that_fails_ends_the_experiment(folder):
 
 
 def test_every_row_is_a_command_that_train_cifar_takes():
-    train_cifar = importlib.import_module("train_cifar")
     known = train_cifar.make_parser()
     for options in ablation.ROWS.values():
         known.parse_args(shlex.split(options))  # exits, if it does not

@@ -1,8 +1,7 @@
-"""examples/compare_torch.py: the two libraries take the same steps."""
+"""examples/experiments/compare_torch.py: the two libraries take the same steps."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -12,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.experiments import compare_torch
 from minires import data
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "examples" / "compare_torch.py"
+SCRIPT = Path(compare_torch.__file__)
 PUBLISHED = ROOT / "docs" / "results" / "pytorch" / "resnet101-sgd"
-sys.path.insert(0, str(ROOT / "examples"))
-compare_torch = importlib.import_module("compare_torch")
 
 
 def run(*options):

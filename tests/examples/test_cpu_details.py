@@ -1,8 +1,7 @@
-"""examples/cpu_details.py: it measures the kernels and leaves them as they were."""
+"""examples/measure/cpu_details.py: it measures the kernels and leaves them as they were."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,11 +12,10 @@ import numpy as np
 
 import minires as mr
 import minires.functional as F
-from minires.kernels.cpu import convolution, matmul, plan, workers
+from examples.measure import cpu_details
+from minires.cpu import convolution, matmul, plan, workers
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "cpu_details.py"
-sys.path.insert(0, str(SCRIPT.parent))
-cpu_details = importlib.import_module("cpu_details")
+SCRIPT = Path(cpu_details.__file__)
 
 
 def test_the_clock_counts_every_second_once_and_takes_itself_out_again():
@@ -30,9 +28,9 @@ def test_the_clock_counts_every_second_once_and_takes_itself_out_again():
         F.cross_entropy(model(x), labels).backward()
         optimizer.step()
 
-    before = workers.parallel, convolution.matmul, matmul.panels, mr.kernels.cpu.adam_update
+    before = workers.parallel, convolution.matmul, matmul.panels, mr.cpu.adam_update
     measured = cpu_details.profiled(step, 3)
-    assert before == (workers.parallel, convolution.matmul, matmul.panels, mr.kernels.cpu.adam_update)
+    assert before == (workers.parallel, convolution.matmul, matmul.panels, mr.cpu.adam_update)
     groups = measured["groups"]
     used = {name for name in groups if name not in ("pooling", cpu_details.REST)}
     for i, took in enumerate(measured["timed"]):
@@ -75,7 +73,7 @@ def test_the_program_writes_what_it_prints(tmp_path):
 
 def test_memory_is_given_back_where_the_library_cannot_ask_otherwise():
     """The child of the section "memory": the package must import, and the patch must be gone afterwards."""
-    code = cpu_details.GIVE_BACK + "assert ctypes.CDLL is CDLL; from minires.kernels.cpu import workers; workers.count"
+    code = cpu_details.GIVE_BACK + "assert ctypes.CDLL is CDLL; from minires.cpu import workers; workers.count"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,8 +1,7 @@
-"""examples/degradation.py: what it measures in a layer, and that a stopped experiment goes on."""
+"""examples/experiments/degradation.py: what it measures in a layer, and that a stopped experiment goes on."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,12 +12,11 @@ import pytest
 
 import minires as mr
 import minires.functional as F
+from examples.experiments import degradation
 from minires import data, models
 from minires.train import compare
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "degradation.py"
-sys.path.insert(0, str(SCRIPT.parent))
-degradation = importlib.import_module("degradation")
+SCRIPT = Path(degradation.__file__)
 
 
 @pytest.fixture(scope="module")

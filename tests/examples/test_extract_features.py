@@ -12,7 +12,7 @@ from PIL import Image
 
 import minires as mr
 from minires import models
-from minires.predict import Preparation
+from minires.cli.predict import Preparation
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "extract_features.py"
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from minires import data, models
-from minires.train import checkpoint, cli
+from minires.cli import arguments
+from minires.train import checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
 
@@ -290,7 +291,7 @@ def test_no_data(run, tmp_path):
 def test_bf16_without_the_package_that_it_needs(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(SystemExit) as stopped:
-        cli.use_precision(cli.Parser(prog="train_cifar.py"), "bf16")
+        arguments.use_precision(arguments.Parser(prog="train_cifar.py"), "bf16")
     assert stopped.value.code == 2
     said = "argument --precision: precision 'bf16' needs ml_dtypes; install it with: pip install ml_dtypes"
     assert capsys.readouterr().err == f"train_cifar.py: error: {said}\n"

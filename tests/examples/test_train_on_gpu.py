@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from minires import data, kernels
-from minires.kernels.cuda import simulator
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
 
@@ -24,11 +22,9 @@ def data_dir(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
-def run(request, data_dir, tmp_path_factory, monkeypatch, capsys):
+@pytest.fixture
+def run(any_gpu, data_dir, tmp_path_factory, monkeypatch, capsys):
     """Run the script in this process, in an empty folder: (exit status, stdout, stderr)."""
-    if request.param == "simulated" and simulator.why_not():
-        pytest.skip(f"CUDA kernels cannot be simulated: {simulator.why_not()}")
     monkeypatch.chdir(tmp_path_factory.mktemp("gpu"))
     small = [
         "--data",
@@ -51,8 +47,7 @@ def run(request, data_dir, tmp_path_factory, monkeypatch, capsys):
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return exit.value.code, *capsys.readouterr()
 
-    with simulator.gpu() if request.param == "simulated" else nullcontext():
-        yield run
+    yield run
     kernels.use("auto")
     kernels.use_precision("fp32")
 

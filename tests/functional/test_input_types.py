@@ -1,4 +1,4 @@
-"""Images as bytes are not what a layer computes with: whoever forgets to convert them is told so, in every room."""
+"""Images as bytes are not what a layer computes with: whoever forgets to convert them is told so, on every backend."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ vector = np.ones(3, np.float32)
 
 
 @pytest.fixture(params=["auto", "reference"])
-def room(request):
+def kernels_in_use(request):
     kernels.use(request.param)
     yield request.param
     kernels.use("auto")
 
 
-@pytest.mark.usefixtures("room")
+@pytest.mark.usefixtures("kernels_in_use")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
 @pytest.mark.parametrize(
     ("operation", "op"),
@@ -44,7 +44,7 @@ def test_an_array_is_no_tensor():
         models.resnet20().conv1(np.zeros((2, 32, 32, 3), np.float32))
 
 
-@pytest.mark.usefixtures("room")
+@pytest.mark.usefixtures("kernels_in_use")
 def test_a_gradient_of_another_precision_arrives_in_that_of_the_layer():
     """A float64 factor or target in the loss: the kernels must not read its bytes as float32."""
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_a_gradient_of_another_precision_arrives_in_that_of_the_layer():
         np.testing.assert_allclose(double, single, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("room")
+@pytest.mark.usefixtures("kernels_in_use")
 def test_foreign_byte_order():
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 4, 3), (1, 1, 3, 5)))
@@ -68,7 +68,7 @@ def test_foreign_byte_order():
     np.testing.assert_array_equal(F.conv2d(other, Tensor(w)).data, F.conv2d(Tensor(x), Tensor(w)).data)
 
 
-@pytest.mark.usefixtures("room")
+@pytest.mark.usefixtures("kernels_in_use")
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_refuses_bytes(training):
     model = models.build(20).train(training)

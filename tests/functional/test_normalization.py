@@ -1,4 +1,4 @@
-"""Batch normalisation: gradients in both modes, with residual and ReLU, and at its edges."""
+"""Batch normalisation: gradients in both modes, and at its edges."""
 
 from __future__ import annotations
 
@@ -23,89 +23,54 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(axis=axes), x.var(axis=axes)
 
 
-def bias_away_from_kinks(z: np.ndarray) -> np.ndarray:
-    """For each channel of z (..., C) a shift that brings the widest gap between two values to 0: ReLU then keeps
-    some values and drops others, and none is near its kink."""
-    z = np.sort(z.reshape(-1, z.shape[-1]), axis=0)  # (M, C)
-    widest = np.diff(z, axis=0).argmax(axis=0)  # (C,)
-    channel = np.arange(z.shape[1])
-    return -(z[widest, channel] + z[widest + 1, channel]) / 2
-
-
 @st.composite
-def cases(draw: st.DrawFn, training: bool, residual: bool, relu: bool) -> dict[str, np.ndarray]:
-    """x, weight, bias, [residual], running_mean, running_var: random, with pre-activations away from 0."""
+def cases(draw: st.DrawFn) -> dict[str, np.ndarray]:
+    """x, weight, bias, running_mean, running_var."""
     x = draw(kink_free(st.one_of(image_shapes(), shapes(min_dims=2, max_dims=3))))
     assume(x.size >= 2 * x.shape[-1])
     seed, c = draw(seeds()), x.shape[-1:]
-    weight = kink_free_array(c, seed)
-    running_mean, running_var = kink_free_array(c, seed + 1), abs(kink_free_array(c, seed + 2)) + 0.1
-    mean, var = statistics(x) if training else (running_mean, running_var)
-    z = normalized(x, mean, var) * weight
-    case = {"x": x, "weight": weight, "bias": kink_free_array(c, seed + 3)}
-    if relu and not residual:
-        case["bias"] = bias_away_from_kinks(z)
-    if residual:
-        # what is left for the ReLU, z + bias + residual, is kink-free: the residual makes up the difference
-        case["residual"] = kink_free_array(x.shape, seed + 4) - (z + case["bias"])
-    return {**case, "running_mean": running_mean, "running_var": running_var}
+    return {
+        "x": x,
+        "weight": kink_free_array(c, seed),
+        "bias": kink_free_array(c, seed + 3),
+        "running_mean": kink_free_array(c, seed + 1),
+        "running_var": abs(kink_free_array(c, seed + 2)) + 0.1,
+    }
 
 
-def batch_norm(case, xp, training, relu):
+def batch_norm(case, xp, training):
     """(fn, its float arguments): batch_norm as a pure function; running statistics are copied for each call."""
     running = xp.asarray(case["running_mean"]), xp.asarray(case["running_var"])
 
-    def fn(x, weight, bias, residual=None):
+    def fn(x, weight, bias):
         mean, var = (r.astype(x.dtype) for r in running)
-        return F.batch_norm(x, weight, bias, mean, var, training, eps=EPS, residual=residual, relu=relu)
+        return F.batch_norm(x, weight, bias, mean, var, training, eps=EPS)
 
-    return fn, [xp.asarray(case[name]) for name in ("x", "weight", "bias", "residual") if name in case]
+    return fn, [xp.asarray(case[name]) for name in ("x", "weight", "bias")]
 
 
-@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
-@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @given(data=st.data())
-def test_gradients(xp, training, residual, relu, data):
-    fn, arrays = batch_norm(data.draw(cases(training, residual, relu)), xp, training, relu)
+def test_gradients(xp, training, data):
+    fn, arrays = batch_norm(data.draw(cases()), xp, training)
     check_op(fn, *arrays)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @given(data=st.data())
 def test_values(xp, training, data):
-    case = data.draw(cases(training, residual=True, relu=True))
-    fn, arrays = batch_norm(case, xp, training, relu=True)
+    case = data.draw(cases())
+    fn, arrays = batch_norm(case, xp, training)
     mean, var = statistics(case["x"]) if training else (case["running_mean"], case["running_var"])
-    expected = normalized(case["x"], mean, var) * case["weight"] + case["bias"] + case["residual"]
-    xp.testing.assert_allclose(fn(*map(Tensor, arrays)).data, np.maximum(expected, 0), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@given(data=st.data())
-def test_fused_residual_and_relu_equal_the_separate_operations(xp, training, data):
-    case = data.draw(cases(training, residual=True, relu=True))
-    fused, arrays = batch_norm(case, xp, training, relu=True)
-    plain, _ = batch_norm(case, xp, training, relu=False)
-
-    def separate(x, weight, bias, residual):
-        return F.relu(plain(x, weight, bias) + residual)
-
-    results = []
-    for fn in (fused, separate):
-        inputs = [Tensor(a, requires_grad=True) for a in arrays]
-        y = fn(*inputs)
-        y.backward(xp.asarray(kink_free_array(y.shape)))
-        results.append([y.data, *(tensor.grad for tensor in inputs)])
-    for got, expected in zip(*results):
-        xp.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11)
+    expected = normalized(case["x"], mean, var) * case["weight"] + case["bias"]
+    xp.testing.assert_allclose(fn(*map(Tensor, arrays)).data, expected, rtol=1e-10, atol=1e-10)
 
 
 @given(data=st.data())
 def test_input_gradient_sums_to_0_and_is_orthogonal_to_the_normalized_input(xp, data):
     """Outputs do not see a shift or (but for eps) a scaling of the input, so the gradient has no part along them."""
-    case = data.draw(cases(training=True, residual=False, relu=False))
-    fn, arrays = batch_norm(case, xp, training=True, relu=False)
+    case = data.draw(cases())
+    fn, arrays = batch_norm(case, xp, training=True)
     x, weight, bias = (Tensor(a, requires_grad=True) for a in arrays)
     fn(x, weight, bias).backward(xp.asarray(kink_free_array(x.shape, 1)))
     dx = np.asarray(x.grad.tolist()).reshape(-1, x.shape[-1])  # (M, C)
@@ -126,6 +91,13 @@ def test_running_statistics_move_towards_the_batch(xp):
     m = 24  # positions; the running variance is the unbiased one
     xp.testing.assert_allclose(mean, 0.75 * np.array([1, 2]) + 0.25 * x.mean((0, 1, 2)), rtol=1e-12)
     xp.testing.assert_allclose(var, 0.75 * np.array([3, 4]) + 0.25 * x.var((0, 1, 2)) * m / (m - 1), rtol=1e-12)
+
+
+def test_the_counter_counts_the_batches_of_training(xp):
+    x, one, count = Tensor(xp.ones((4, 2))), Tensor(xp.ones(2)), xp.asarray(0)
+    for training in (True, False, True):
+        F.batch_norm(x, one, one, xp.zeros(2), xp.ones(2), training, num_batches_tracked=count)
+    assert int(count) == 2
 
 
 def test_eval_leaves_running_statistics_alone_and_keeps_its_own_copy():
@@ -198,7 +170,7 @@ def test_a_residual_block_with_zero_gamma_is_relu(xp, x):
     gamma, beta = Tensor(xp.zeros(channels), requires_grad=True), Tensor(xp.zeros(channels), requires_grad=True)
     weight = Tensor(xp.asarray(kink_free_array((3, 3, channels, channels), 1)), requires_grad=True)
     branch = F.conv2d(x, weight, padding=1)
-    y = F.batch_norm(branch, gamma, beta, xp.zeros(channels), xp.ones(channels), True, residual=x, relu=True)
+    y = F.relu(F.batch_norm(branch, gamma, beta, xp.zeros(channels), xp.ones(channels), True) + x)
     xp.testing.assert_array_equal(y.data, F.relu(x).data)
     dy = xp.asarray(kink_free_array(x.shape, 2))
     y.backward(dy)
@@ -213,7 +185,6 @@ def test_a_residual_block_with_zero_gamma_is_relu(xp, x):
         ({"bias": (1,)}, r"bias has shape \(1,\)"),
         ({"running_mean": (2,)}, r"running_mean has shape \(2,\)"),
         ({"running_var": (3, 1)}, r"running_var has shape \(3, 1\)"),
-        ({"residual": (2, 1)}, r"residual has shape \(2, 1\), expected the input's \(2, 3\)"),
     ],
 )
 def test_errors(shapes, message):

@@ -90,15 +90,15 @@ def test_features(depth, stem, size, expected):
         (18, "cifar", 2, {"c4": 2, "c5": 4}),
     ],
 )
-@pytest.mark.parametrize("room", ["auto", "reference"])
-def test_output_stride(depth, stem, output_stride, steps, room):
+@pytest.mark.parametrize("kernels_in_use", ["auto", "reference"])
+def test_output_stride(depth, stem, output_stride, steps, kernels_in_use):
     """Every second, or fourth, position of a dilated network's features is what the strided one computes there."""
     size = 64 if stem == "imagenet" else 16
     strided = models.build(depth, stem=stem, generator=np.random.default_rng(0)).eval()
     dilated = models.build(depth, stem=stem, output_stride=output_stride).eval()
     dilated.load_state_dict(strided.state_dict())  # the same names and shapes
     x = mr.Tensor(np.random.default_rng(1).standard_normal((2, size, size, 3)).astype(np.float32))
-    kernels.use(room)
+    kernels.use(kernels_in_use)
     try:
         with mr.no_grad():
             expected, found = strided.features(x), dilated.features(x)
@@ -111,15 +111,14 @@ def test_output_stride(depth, stem, output_stride, steps, room):
     assert found["c5"].shape[1] == size // output_stride
 
 
-@pytest.mark.parametrize("name", ["plain20", "plain18", "plain50"])
-def test_a_plain_network_is_its_resnet_without_shortcuts(name):
+@pytest.mark.parametrize("depth", [20, 18, 50])
+def test_a_plain_network_is_its_resnet_without_shortcuts(depth):
     """The same convolutions in the same order, no projections, and x is not added."""
-    plain = getattr(models, name)(num_classes=10)
-    residual = getattr(models, name.replace("plain", "resnet"))(num_classes=10)
+    plain, residual = models.build(depth, shortcut=False), models.build(depth)
     wanted = [key for key in residual.state_dict() if "downsample" not in key]
     assert list(plain.state_dict()) == wanted
     block = plain.layer1[1]
-    nn.init.constant_(block.last_bn.weight if hasattr(block, "last_bn") else block.bn2.weight, 0.0)
+    nn.init.constant_(block.layers()[-1][1].weight, 0.0)
     channels = block.conv1.in_channels
     x = mr.Tensor(np.ones((2, 4, 4, channels), np.float32))
     assert np.all(block(x).numpy() == 0)  # F(x) = 0 and nothing is added
@@ -136,7 +135,7 @@ def test_zero_init_makes_a_block_the_identity(depth):
 def test_option_a_subsamples_and_pads_with_zeros():
     block = resnet_cifar.CifarBlock(16, 32, 2, shortcut=True)
     x = np.random.default_rng(0).standard_normal((1, 4, 4, 16)).astype(np.float32)
-    y = block.option_a(mr.Tensor(x)).numpy()
+    y = block.identity(mr.Tensor(x)).numpy()
     np.testing.assert_array_equal(y[..., 8:24], x[:, ::2, ::2])
     assert not y[..., :8].any()
     assert not y[..., 24:].any()

@@ -28,10 +28,6 @@ def test_batch_norm():
     check_layer(lambda: nn.BatchNorm2d(3), TWO_OR_MORE)
 
 
-def test_batch_norm_with_residual():
-    check_layer(lambda: nn.BatchNorm2d(3), TWO_OR_MORE, call=lambda bn, x: bn(x, residual=x * 2))
-
-
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(bias):
     check_layer(lambda: nn.Linear(3, 4, bias), shapes(max_dims=3).map(lambda shape: (*shape[:-1], 3)))
@@ -76,12 +72,32 @@ class Residual(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.bn1(self.conv1(x), relu=True)), residual=x, relu=True)
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor:
+        return nn.branch(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], shortcut, relu)
 
 
-def test_a_residual_block():
-    check_layer(lambda: Residual(2), (2, 4, 3, 2))
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda block, x: block(x),
+        lambda block, x: block(x, relu=False),
+        lambda block, x: block(x, x),
+        lambda block, x: block(x, x * x),
+        lambda block, x: block(x, x, relu=False),
+    ],
+)
+def test_a_residual_block(call):
+    check_layer(lambda: Residual(2), (2, 4, 3, 2), call=call)
+
+
+def test_a_branch_is_the_equation_of_the_paper():
+    block = Residual(2)
+    x = Tensor(kink_free_array((2, 4, 3, 2)))  # float64: the definition
+    h = F.relu(block.bn1(block.conv1(x)))
+    expected = F.relu(block.bn2(block.conv2(h)) + x)
+    np.testing.assert_array_equal(
+        nn.branch(x, [(block.conv1, block.bn1), (block.conv2, block.bn2)], x).data, expected.data
+    )
 
 
 # Settings and state
@@ -198,7 +214,7 @@ def test_the_gradient_through_a_frozen_batch_norm():
 
 
 def test_a_frozen_residual_network_trains_as_in_evaluation():
-    """In every room: the fused branches must not move a frozen norm's statistics either."""
+    """On every backend: the fused branches must not move a frozen norm's statistics either."""
     model = nn.freeze_batch_norm(models.resnet20(generator=np.random.default_rng(0)))
     x = Tensor(np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32))
     before = model.state_dict()

@@ -25,7 +25,7 @@ class TinyNet(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x):
-        return self.fc(self.dropout(self.pool(self.bn(self.conv(x), relu=True))))
+        return self.fc(self.dropout(self.pool(self.bn(self.conv(x)))))
 
 
 def make_dataset(seed: int = 0) -> Dataset:

@@ -12,8 +12,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minires.train import CheckpointError, fingerprint, load_model_weights, saved_settings
-from minires.train.checkpoint import load, read_info, save, write_atomically
+from minires.train.checkpoint import (
+    CheckpointError,
+    load,
+    load_model_weights,
+    read_info,
+    save,
+    saved_settings,
+    write_atomically,
+)
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64), "c": np.array([0.1, np.pi])}
 
@@ -146,14 +153,14 @@ def test_weights_of_another_model_are_refused_in_a_short_line(new, tmp_path):
 
 def test_the_fingerprint_sees_images_labels_and_order(new):
     dataset = new().dataset
-    base = fingerprint(dataset)
-    assert base == fingerprint(new().dataset)
+    base = dataset.fingerprint()
+    assert base == new().dataset.fingerprint()
     images, labels = dataset.train_images.copy(), dataset.train_labels.copy()
     images[-1, -1, -1, -1] ^= 1
     labels[0] = (labels[0] + 1) % 3
 
     def changed(images, labels):
-        return fingerprint(replace(dataset, train_images=images, train_labels=labels))
+        return replace(dataset, train_images=images, train_labels=labels).fingerprint()
 
     assert len({base, changed(images, dataset.train_labels), changed(dataset.train_images, labels)}) == 3
     assert changed(dataset.train_images[::-1], dataset.train_labels[::-1]) != base

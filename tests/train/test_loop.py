@@ -11,7 +11,8 @@ import pytest
 
 from minires import nn, optim, train
 from minires.optim import schedules
-from minires.train.loop import first_nonfinite_layer
+from minires.train.checkpoint import CheckpointError, load_model_weights, read_info
+from minires.train.nonfinite import first_nonfinite_layer
 
 EPOCHS, BATCHES = 4, 5
 TIMING = ("images_per_second", "seconds")
@@ -130,7 +131,7 @@ def test_the_weights_file_is_the_model(new, tmp_path):
     folder = train.RunFolder(tmp_path)
     run(parts, epochs=1, folder=folder)
     other = new()
-    train.load_model_weights(other.training.model, folder.weights)
+    load_model_weights(other.training.model, folder.weights)
     for name, array in parts.training.model.state_dict().items():
         np.testing.assert_array_equal(other.training.model.state_dict()[name], array)
 
@@ -191,7 +192,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(new, tmp_path):
     with train.Stop() as stop, pytest.raises(train.Interrupted, match="after step 3"):
         run(parts, folder=train.RunFolder(tmp_path), stop=stop)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert train.read_info(tmp_path / "state.safetensors")["step"] == 3
+    assert read_info(tmp_path / "state.safetensors")["step"] == 3
 
 
 def test_a_second_signal_stops_at_once():
@@ -299,7 +300,7 @@ def test_a_checkpoint_of_another_run_is_refused(new, tmp_path):
     new(seed=1).training.save(path)
     other = new(seed=2)
     before = everything(other)
-    with pytest.raises(train.CheckpointError, match="its seed is 1, this run's is 2"):
+    with pytest.raises(CheckpointError, match="its seed is 1, this run's is 2"):
         other.training.restore(path)
     assert everything(other) == before
 
@@ -308,14 +309,14 @@ def test_a_checkpoint_of_another_run_is_refused(new, tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(new, tmp_path, wrong, said):
     path = tmp_path / "state.safetensors"
     new().training.save(path)
-    with pytest.raises(train.CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=said):
         new(**wrong).training.restore(path)
 
 
 def test_weights_are_no_state(new, tmp_path):
     parts, folder = new(), train.RunFolder(tmp_path)
     folder.save(parts.training)
-    with pytest.raises(train.CheckpointError, match="no training state"):
+    with pytest.raises(CheckpointError, match="no training state"):
         parts.training.restore(folder.weights)
 
 

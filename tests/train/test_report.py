@@ -15,8 +15,10 @@ import pytest
 import minires as mr
 from minires import train
 from minires.optim import schedules
+from minires.train.checkpoint import CheckpointError
+from minires.train.folder import latest_run, new_run
 from minires.train.progress import Progress, format_seconds
-from minires.train.report import confusion, curves, mistakes
+from minires.train.report import confusion, curves, draw_pictures, final_line, mistakes, results
 
 
 def trained(new, steps=7):
@@ -30,7 +32,7 @@ def trained(new, steps=7):
 
 def test_results_have_the_promised_fields(new):
     parts = trained(new)
-    result = train.results(parts.training, parts.evaluation, parts.dataset, mr.info())
+    result = results(parts.training, parts.evaluation, parts.dataset, mr.info())
     promised = {
         "dataset", "depth", "parameters", "epochs", "steps", "test_accuracy", "train_loss", "images_per_second",
         "device", "kernels", "peak_memory_bytes", "seed", "versions", "machine",
@@ -50,12 +52,12 @@ def test_results_have_the_promised_fields(new):
 
 def test_the_last_line(new):
     parts = trained(new, steps=5)
-    result = train.results(parts.training, parts.evaluation, parts.dataset, mr.info())
+    result = results(parts.training, parts.evaluation, parts.dataset, mr.info())
     result |= {"test_accuracy": 0.9123, "depth": 101, "epochs": 15, "minutes": 12.34}
-    line = train.final_line(result, parts.dataset, "runs/NAME")
+    line = final_line(result, parts.dataset, "runs/NAME")
     assert line == "test accuracy 91.23 % (Colours, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME"
     result |= {"test_images": 8, "epochs": 1}
-    assert "1 epoch, 12.3 min, on the first 8 test images only) -> runs/NAME" in train.final_line(
+    assert "1 epoch, 12.3 min, on the first 8 test images only) -> runs/NAME" in final_line(
         result, parts.dataset, "runs/NAME"
     )
 
@@ -63,7 +65,7 @@ def test_the_last_line(new):
 def test_pictures_are_drawn(new, tmp_path):
     pytest.importorskip("matplotlib")
     parts = trained(new)
-    train.draw_pictures(parts.training, parts.evaluation, parts.dataset, tmp_path)
+    draw_pictures(parts.training, parts.evaluation, parts.dataset, tmp_path)
     for name in ("curves.png", "confusion.png", "mistakes.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -71,7 +73,7 @@ def test_pictures_are_drawn(new, tmp_path):
 def test_pictures_after_a_single_step(new, tmp_path):
     pytest.importorskip("matplotlib")
     parts = trained(new, steps=1)
-    train.draw_pictures(parts.training, parts.evaluation, parts.dataset, tmp_path)
+    draw_pictures(parts.training, parts.evaluation, parts.dataset, tmp_path)
     assert (tmp_path / "curves.png").exists()
 
 
@@ -120,7 +122,7 @@ def test_without_matplotlib_one_line_says_so(new, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", fail)
     said = []
-    train.draw_pictures(parts.training, parts.evaluation, parts.dataset, tmp_path, log=said.append)
+    draw_pictures(parts.training, parts.evaluation, parts.dataset, tmp_path, log=said.append)
     assert len(said) == 1
     assert "pip install matplotlib" in said[0]
     assert os.listdir(tmp_path) == []
@@ -161,22 +163,22 @@ def test_a_disk_without_room(tmp_path):
 
 def test_runs_are_numbered_and_the_latest_found(tmp_path):
     base = tmp_path / "resnet20"
-    with pytest.raises(train.CheckpointError, match="nothing to resume"):
-        train.latest_run(base)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        latest_run(base)
     for time, name in enumerate(["resnet20", "resnet20-2", "resnet20-3"]):
-        folder = train.new_run(base)
+        folder = new_run(base)
         assert folder.path.name == name
         folder.prepare()
         folder.state.write_bytes(b"")
         os.utime(folder.state, (time, time))
-        assert train.latest_run(base).path == folder.path
+        assert latest_run(base).path == folder.path
     (tmp_path / "resnet20-old").mkdir()
     (tmp_path / "resnet20-old" / "state.safetensors").write_bytes(b"")
     os.utime(base / "state.safetensors", (9, 9))
-    assert train.latest_run(base).path == base
+    assert latest_run(base).path == base
     (tmp_path / "resnet20-4").mkdir()
     (tmp_path / "resnet20-4" / "last.safetensors").write_bytes(b"")  # weights alone are a run too
-    assert train.new_run(base).path.name == "resnet20-5"
+    assert new_run(base).path.name == "resnet20-5"
 
 
 def test_without_a_terminal_progress_is_a_few_lines(monkeypatch):

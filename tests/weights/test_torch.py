@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import importlib
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from minires import models
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (optional: pip install torch)")
 pytestmark = pytest.mark.torch
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-twins = importlib.import_module("torch_networks")
+twins = importlib.import_module("examples.measure.torch_networks")
 
 LAYOUTS = [pytest.param(True, id="zip"), pytest.param(False, id="legacy")]
 

@@ -1,0 +1,117 @@
+"""What the command lines of examples/ share: numbers that are checked, and errors of one line.
+
+Reading order: any time; examples/train_cifar.py uses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from minires import kernels
+from minires.data import DataError
+from minires.device import OutOfMemory, cuda
+from minires.models import resnet_cifar
+from minires.train import TrainingError
+from minires.train.checkpoint import CheckpointError
+from minires.train.compare import RunError
+from minires.weights import WeightsError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the usage before them. Exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    return _number(int, text, 1, math.inf, "a whole number of at least 1")
+
+
+def non_negative_int(text: str) -> int:
+    """An integer of at least 0."""
+    return _number(int, text, 0, math.inf, "a whole number of at least 0")
+
+
+def image_size(text: str) -> int:
+    """A size of at least 8 pixels: the networks halve an image up to five times."""
+    return _number(int, text, 8, math.inf, "a whole number of at least 8")
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    return _number(float, text, math.nextafter(0, 1), math.inf, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    return _number(float, text, 0, math.inf, "a number of at least 0")
+
+
+def share(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    return _number(float, text, 0, 1, "a number of at least 0 and below 1")
+
+
+def _number(kind: type, text: str, least: float, below: float, expected: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < below:  # NaN fails it too
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
+def run(main: Callable[[], int]) -> int:
+    """`main()`, with every expected failure as one line on stderr and an exit status.
+
+    1: training failed, out of memory, a full disk; 2: unusable data, weights or checkpoints, or none; 130: Ctrl-C.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:
+        message, status = "interrupted; what was saved before is intact", 130
+    except (DataError, WeightsError, CheckpointError, RunError) as error:
+        message, status = error, 2
+    except FileNotFoundError as error:
+        message, status = f"{error.filename}: {error.strerror}" if error.filename else error, 2
+    except (TrainingError, OutOfMemory) as error:
+        message, status = error, 1
+    except MemoryError as error:  # CuPy's is one too
+        message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
+    except OSError as error:
+        message, status = f"{error.filename or 'output'}: {error.strerror or error}; what was saved before is intact", 1
+    name, kind = os.path.basename(sys.argv[0]), "error: " if status != 130 else ""
+    print(f"{name}: {kind}{' '.join(str(message).split())}", file=sys.stderr)
+    return status
+
+
+def choose_device(parser: Parser, wanted: str) -> str:
+    """The device for `wanted` "auto", "cpu" or "cuda". A GPU that is asked for and does not work is an error."""
+    if wanted == "cuda" and not cuda.is_available():
+        parser.error(f"argument --device: 'cuda' is not usable: {cuda.why_not()}")
+    if wanted == "auto":
+        return "cuda" if cuda.is_available() else "cpu"
+    return wanted
+
+
+def use_precision(parser: Parser, choice: str) -> None:
+    """Compute in `choice`, see `kernels.use_precision`; an error where this GPU, or a missing package, forbids it."""
+    try:
+        kernels.use_precision(choice)
+    except RuntimeError as error:
+        parser.error(f"argument --precision: {error}")
+
+
+def check_stem(parser: Parser, depth: int, stem: str) -> None:
+    """Refuse another stem for a network that has its own."""
+    if stem == "imagenet" and depth in resnet_cifar.DEPTHS:
+        parser.error(f"argument --stem: ResNet-{depth} has a stem of its own; 'imagenet' is for depths 18 to 152")

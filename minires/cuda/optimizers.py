@@ -1,0 +1,62 @@
+"""Optimiser updates: optimizers.cu launched, one pass over each flat buffer.
+
+Reading order: after images.py. Next: branch.py.
+"""
+
+from __future__ import annotations
+
+from minires.cuda.launch import THREADS, blocks, program
+from minires.device import Array, module_of
+
+
+def make_schedule(previous: Array | None, like: Array, lr: float, step: int, betas: tuple[float, float]) -> Array:
+    """See reference.make_schedule: (3,) on the device, lr and Adam's two corrections; in `previous` if given.
+
+    The numbers go as arguments of a launch: no copy, no waiting. A captured update reads what was set before its
+    replay.
+    """
+    schedule = module_of(like).empty(3, dtype="float32") if previous is None else previous
+    beta1, beta2 = betas
+    program("optimizers")["set_schedule"](
+        (1,), (1,), schedule=schedule, lr=lr, correction1=1 - beta1**step, correction2=1 - beta2**step
+    )
+    return schedule
+
+
+def sgd_update(
+    parameter: Array,
+    gradient: Array,
+    velocity: Array,
+    lr: float | Array,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """See reference.sgd_update; `lr` may also be a schedule on the device (make_schedule)."""
+    schedule = lr if hasattr(lr, "dtype") else make_schedule(None, parameter, lr, 1, (0.0, 0.0))  # SGD reads lr alone
+    program("optimizers")["sgd_update"](
+        (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, velocity=velocity,
+        schedule=schedule, momentum=momentum, weight_decay=weight_decay, nesterov=int(nesterov), size=parameter.size,
+    )  # fmt: skip
+
+
+def adam_update(
+    parameter: Array,
+    gradient: Array,
+    mean: Array,
+    square: Array,
+    step: int,
+    lr: float | Array,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """See reference.adam_update; `lr` may also be a schedule on the device, which then also has the step."""
+    schedule = lr if hasattr(lr, "dtype") else make_schedule(None, parameter, lr, step, (beta1, beta2))
+    program("optimizers")["adam_update"](
+        (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, mean=mean, square=square,
+        schedule=schedule, beta2=beta2, one_minus_beta1=1 - beta1, one_minus_beta2=1 - beta2, eps=eps,
+        weight_decay=weight_decay, decoupled=int(decoupled), size=parameter.size,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""A training step on a GPU: like the one in train/loop.py, but without ever waiting for the device.
+
+Looking at a loss stops the host until the GPU has computed it. So the losses stay on the device, and are read many at a
+time (`read`). After the first steps the whole step is recorded as a CUDA graph (graph.py) and replayed.
+
+Reading order: after graph.py. Next: memory.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import minires.functional as F
+from minires import nn
+from minires.cuda.graph import Recorder, RecordingError, free_memory
+from minires.cuda.loss import record_step
+from minires.cuda.memory import explain
+from minires.device import Array, OutOfMemory, module_of
+from minires.nn import Module
+from minires.optim import Optimizer
+from minires.tensor import Tensor
+
+READ_EVERY = 50  # steps between two looks at the losses
+WARM_UP = 2  # steps that are run before one is recorded
+
+
+def unsafe(model: Module) -> str | None:
+    """Why a step of `model` must not be recorded, in words, or None."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return "dropout draws its mask on the host, and a graph would use the same one again and again"
+    return None
+
+
+class DeviceStep:
+    """A step of training by the CUDA kernels. `with step.active():` around the loop that calls it.
+
+    graph  whether to record the step and replay it: True, False, or None for wherever that works. With None, a step
+           that turns out to wait for the GPU, or to copy, is run without a graph, with a warning
+
+    Raises `ValueError` for graph=True where `unsafe` says so.
+    """
+
+    read_every = READ_EVERY
+
+    def __init__(self, model: Module, optimizer: Optimizer, label_smoothing: float, graph: bool | None = None):
+        reason = unsafe(model)
+        if graph and reason:
+            raise ValueError(f"graph: the step cannot be recorded, {reason}")
+        self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
+        self.graph = not reason if graph is None else graph
+        self._must_record = bool(graph)
+        self.pending = 0  # steps whose results have not been read
+        self._recorder = Recorder()
+        self._results = module_of(optimizer.flat).empty((READ_EVERY, 2), dtype="float32")
+        self._done = 0
+        self._x: Array | None = None  # the graph's own input, and its labels
+        self._y: Array | None = None
+        self._loss: Array | None = None
+        self._logits: Array | None = None
+        self._outputs: tuple[Array | None, Array | None] = None, None  # the loss and logits that the graph writes
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the GPU works on this step's own stream. Entering waits for what was begun before, leaving for the
+        stream."""
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+        free_memory()  # an evaluation leaves some that the graph's pool may need
+        with self._recorder.stream:
+            try:
+                yield
+            finally:
+                self._recorder.stream.synchronize()
+
+    def __call__(self, x: Array, y: Array, lr: float) -> None:
+        """One step on the batch x (N,H,W,C), y (N,), at learning rate `lr`. Between two calls of `read` there may be at
+        most READ_EVERY steps.
+
+        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits, `RuntimeError` for
+        one step too many, and `RecordingError` where a graph was asked for and cannot be had.
+        """
+        if self.pending == READ_EVERY:
+            raise RuntimeError(f"{READ_EVERY} results are waiting to be read, and there is room for no more")
+        self.optimizer.lr = lr
+        self.optimizer.advance()
+        try:
+            if not self.graph or (self._x is not None and self._x.shape != x.shape):
+                self._run(x, y)
+            else:
+                self._run_recorded(x, y)
+        except MemoryError:
+            failed = True  # no more here: the traceback keeps the step's arrays alive
+        else:
+            failed = False
+        if failed:
+            self._recorder.free_unused()
+            raise OutOfMemory(explain(self.model, x.shape, len(self.optimizer.slots)))
+        record_step(self._loss, self._logits, y, self._results, self.pending)
+        self.pending += 1
+        self._done += 1
+
+    def _run(self, x: Array, y: Array) -> None:
+        """The step itself, but for what `optimizer.advance` does."""
+        logits = self.model(Tensor(x))
+        loss = F.cross_entropy(logits, y, self.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.apply()
+        self._loss, self._logits = loss.data, logits.data
+
+    def _run_recorded(self, x: Array, y: Array) -> None:
+        if self._x is None:
+            self._x, self._y = module_of(x).empty(x.shape, dtype=x.dtype), module_of(y).empty(y.shape, dtype=y.dtype)
+        self._x[...], self._y[...] = x, y
+        if self._done < WARM_UP:
+            with self._recorder.memory():
+                self._run(self._x, self._y)
+            return
+        if not self._recorder.recorded and not self._record():
+            self._recorder.free_unused()
+            self._run(x, y)
+            return
+        self._recorder.replay()
+        self._loss, self._logits = self._outputs
+
+    def _record(self) -> bool:
+        """Record the step. If that cannot be and nobody has asked for a graph: False, and from now on no graph.
+
+        The recording only takes notes: a failed one leaves weights, statistics and counts on the device as they were.
+        """
+        self._loss = self._logits = None  # their memory is part of what the recording needs
+        try:
+            self._recorder.record(lambda: self._run(self._x, self._y))
+        except RecordingError as error:
+            if self._must_record:
+                raise
+            warnings.warn(f"{error}; it is run kernel by kernel instead", stacklevel=4)
+            self.graph = False
+            return False
+        self._outputs = self._loss, self._logits
+        return True
+
+    def read(self) -> list[tuple[float, float]]:
+        """(loss, accuracy) of every step since the last `read`, in order. Waits for the GPU."""
+        results = self._results.get()[: self.pending].tolist()
+        self.pending = 0
+        return [(loss, accuracy) for loss, accuracy in results]
+
+    def explain(self) -> str:
+        """In words, where a loss that is not finite comes from. The loss is read some steps late, when the weights no
+        longer show which layer was the first."""
+        return "by now the weights are not finite either"

@@ -1,0 +1,44 @@
+"""Where a loss stopped being finite: the first layer whose output holds NaN or infinity.
+
+Reading order: when a loss is NaN; loop.py asks here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.device import Array, module_of
+from minires.nn import Module, observe
+from minires.tensor import Tensor, no_grad
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss or the weights are not finite. The text is one line saying where."""
+
+
+def first_nonfinite_layer(model: Module, x: Array) -> str:
+    """Where NaN or infinity first appears when the batch `x` goes through `model`, in words.
+
+    The forward pass is run again, so the running statistics of batch norm move.
+    """
+
+    def finite(array: Array) -> bool:
+        return bool(module_of(array).isfinite(array).all())
+
+    if not finite(x):
+        return "the input images are not finite"
+    names = {module: name for name, module in model.named_modules()}
+    found = []
+
+    def look(module: Module, inputs: tuple, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not finite(output.data):
+            found.append(module)
+
+    with no_grad(), observe(look):  # a layer is observed before the module that contains it: its output was earlier
+        model(Tensor(x))
+    if not found:
+        return "the outputs of all layers are finite, so it is the loss itself that overflows"
+    layer = found[0]
+    why = "" if all(finite(p.data) for p in layer.parameters()) else ", whose weights are not finite either"
+    name = names[layer] or "the model itself"
+    return f"the first layer whose output is not finite is {name} ({type(layer).__name__}){why}"
