@@ -1,16 +1,16 @@
-"""What a pretrained network sees in images: a folder's features as .npz, and which images are alike.
+"""Image features from a pretrained network: the features of a folder as .npz, and the images that are alike.
 
     python examples/extract_features.py photos/ --weights imagenet --out photos.npz
     python examples/extract_features.py photos/ --weights runs/resnet20 --query cat.jpg --picture alike.png
     python examples/extract_features.py --features photos.npz --weights imagenet --query a.jpg b.jpg
 
-The features of an image are what the network's last layer sees of it: the mean of its last feature map over all
-positions, 2048 numbers for ResNet-50 and up. The .npz has `files` (N texts), `features` float32 (N, C), and `network`.
+The features of an image are the input of the network's last layer: the mean of the last feature map over all positions,
+2048 numbers for ResNet-50 and up. The .npz has `files` (N texts), `features` float32 (N, C), and `network`.
 
---query looks for the images whose features point in the most similar direction (cosine similarity, 1 for the same), and
-draws them: a row for each query, the nearest first. Without --query each of the first rows is an image of the folder.
+--query finds the images with the most similar features (cosine similarity, 1 for the same direction). --picture draws
+them: one row per query, the nearest first. Without --query the rows begin with the first images of the folder.
 
-Files that are no images are named and skipped; the exit status is 1 then, as for `minires predict`.
+Files that are no images are named and skipped; the exit status is then 1, as for `minires predict`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from minires.files.atomic import atomic
 from minires.models import recognise, resnet
 from minires.train.report import new_figure
 
-ROWS = 6  # queries in a picture, when none is given
+ROWS = 6  # queries in a picture, without --query
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 
 
@@ -54,7 +54,7 @@ def main() -> int:
     depth = recognise.depth_of(network.model)
     skipped: list[ImageError] = []
 
-    # 1. The features of all images: computed, or taken from an earlier run.
+    # 1. The features of all images: computed, or read from an earlier run.
     if args.features:
         files, features = load(args.features)
     else:
@@ -159,13 +159,13 @@ def make_parser() -> arguments.Parser:
     add("images", nargs="*", metavar="IMAGE", help="images, or folders of them")
     add("--weights", required=True, help="the folder of a run, a file of weights, or 'imagenet'")
     add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=50, help="for --weights imagenet")
-    add("--out", metavar="FILE.npz", help="write the features there")
-    add("--features", metavar="FILE.npz", help="take the features from there, not from images")
-    add("--query", nargs="+", metavar="IMAGE", help="images to find similar ones for")
+    add("--out", metavar="FILE.npz", help="write the features to this file")
+    add("--features", metavar="FILE.npz", help="read the features from this file, not from images")
+    add("--query", nargs="+", metavar="IMAGE", help="find images similar to these")
     add("--neighbours", type=arguments.positive_int, default=5, metavar="K")
-    add("--picture", metavar="FILE.png", help="draw the images that were found")
+    add("--picture", metavar="FILE.png", help="draw the images found")
     add("--batch-size", type=arguments.positive_int, default=32)
-    add("--image-size", type=arguments.image_size, help="(default: what the network was trained with)")
+    add("--image-size", type=arguments.image_size, help="(default: the size that the network was trained with)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 

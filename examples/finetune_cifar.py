@@ -1,18 +1,18 @@
-"""Fine-tune a pretrained ResNet on CIFAR-10, at the size it was pretrained for. Six steps, from first line to last.
+"""Fine-tune a pretrained ResNet on CIFAR-10, at the image size of its pretraining, in six steps.
 
     python examples/finetune_cifar.py                           # ResNet-101 of ImageNet, all layers: for a GPU
     python examples/finetune_cifar.py --freeze                  # only the new last layer: for a CPU
     python examples/finetune_cifar.py --freeze --depth 18 --train-size 2000 --test-size 1000    # ... in minutes
-    python examples/finetune_cifar.py --from runs/resnet20      # from any run or file of weights; its depth is seen
+    python examples/finetune_cifar.py --from runs/resnet20      # from any run or file of weights, of any depth
 
 The recipe: images scaled to 224x224, mirrored half of the time, normalised by CIFAR-10's mean and standard deviation;
 Adam with a learning rate of 1e-3, batches of 32. Offline, the first step fails and says where to put the weights.
 
---freeze leaves the network as it is and trains only the new layer. The network then says the same of an image in every
-epoch, so its features are computed once; with mirroring there are two versions of each image, and both are computed.
+--freeze keeps the network's weights and trains only the new layer. The features of an image are then the same in every
+epoch and are computed once. With mirroring an image has two versions; the features of both are computed.
 
-Everything goes to --out (runs/finetune, numbered): config.json, log.jsonl, last.safetensors, results.json, pictures;
-without --freeze also state.safetensors, from which --resume continues. See what it learned with
+Everything goes to --out (runs/finetune, numbered): config.json, log.jsonl, last.safetensors, results.json, pictures.
+Without --freeze there is also state.safetensors, from which --resume continues. Try the result with
 
     minires predict --weights runs/finetune photo.jpg
 
@@ -42,8 +42,8 @@ from minires.train.folder import latest_run, new_run, weights_file
 from minires.train.progress import format_seconds, say
 from minires.train.report import draw_pictures, final_line, results
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10, as the recipe is usually given
-TRAINING_COST = 3.8  # a training step takes as long as so many forward passes: 1600 ms to 425 ms, ResNet-101 on a CPU
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10, as the recipe usually has them
+TRAINING_COST = 3.8  # forward passes in the time of a training step: 1600 ms to 425 ms, ResNet-101 on a CPU
 
 
 def main() -> int:
@@ -111,7 +111,7 @@ def main() -> int:
     folder.prepare(12 * optimizer.flat.size, 4 * optimizer.flat.size)  # weights and Adam's two averages, in bytes
     folder.write_json("config.json", {**settings, **about, "commands": commands})
 
-    # 5. Train. After each epoch its loss and the accuracy on the test images are printed.
+    # 5. Train. Each epoch prints its loss and the accuracy on the test images.
     if device == "cpu" and not args.freeze:
         say(speed_advice(args, forward_seconds(model, args.image_size), len(dataset.train_images), len(test[0])))
     with train.Stop(args.max_minutes) as stop:
@@ -127,7 +127,7 @@ def main() -> int:
             print(f"{interruption}{'' if args.freeze else again}", file=sys.stderr)
             return 130
 
-    # 6. What came out: the accuracy, the weights of the whole network, pictures.
+    # 6. The results: the accuracy, the weights of the whole network, pictures.
     result = results(training, evaluation, dataset, mr.info())
     result["trained_parameters"] = optimizer.flat.size
     result["parameters"] = sum(p.size for p in model.parameters())
@@ -142,8 +142,8 @@ def main() -> int:
 def compute_features(
     model: nn.Module, images: np.ndarray, args: Namespace, options: dict, mirrored: bool
 ) -> np.ndarray:
-    """What the last layer will see of each image: float32 (N, features)."""
-    folded = mr.fold(model)  # batch norm multiplied into the convolutions: faster, and the network stays as it is
+    """The input of the last layer for each image: float32 (N, features)."""
+    folded = mr.fold(model)  # a copy with batch norm multiplied into the convolutions: faster
     images = images[:, :, ::-1] if mirrored else images
     batches = data.Loader(images, np.zeros(len(images), int), args.batch_size, train=False, **options)
     features = []
@@ -159,9 +159,9 @@ def compute_features(
 
 
 class FeatureBatches:
-    """Batches (features, labels), for `train.fit` as a `data.Loader` is; training if there is a `seed`.
+    """Batches (features, labels) for `train.fit`, in place of a `data.Loader`; training batches if there is a `seed`.
 
-    versions  of the features of all images, each (N, features): a training batch takes one at random for each image
+    versions  arrays (N, features) of all images: a training batch picks a version at random for each image
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class FeatureBatches:
 
 
 def forward_seconds(model: nn.Module, size: int, images: int = 4) -> float:
-    """How long the forward pass of one image takes, measured."""
+    """The measured seconds of one image's forward pass."""
     folded, x = mr.fold(model), mr.Tensor(np.zeros((images, size, size, 3), np.float32))
     times = []
     with mr.no_grad():
@@ -197,10 +197,10 @@ def forward_seconds(model: nn.Module, size: int, images: int = 4) -> float:
 
 
 def speed_advice(args: Namespace, forward: float, train_images: int, test_images: int) -> str:
-    """What to say on a machine without a GPU, where the forward pass of one image takes `forward` seconds."""
+    """The advice for a machine without a GPU; the forward pass of one image takes `forward` seconds."""
     seconds = forward * TRAINING_COST * train_images  # of an epoch
     frozen = forward * (train_images * (2 if args.flip else 1) + test_images)
-    few = max(int(300 / forward / 3 / 100), 1) * 100  # so many training images, twice, and test images in five minutes
+    few = max(int(300 / forward / 3 / 100), 1) * 100  # training images, twice, and test images that take five minutes
     text = (
         f"without a GPU an epoch takes about {format_seconds(seconds)}, {args.epochs} of them "
         f"{format_seconds(args.epochs * seconds)}; --freeze trains only the new layer, in {format_seconds(frozen)}"
@@ -216,9 +216,9 @@ def make_parser() -> arguments.Parser:
     add("--from", dest="source", default="imagenet", help="'imagenet', the folder of a run, or a file of weights")
     add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=101, help="for --from imagenet")
     add("--freeze", action="store_true", help="train only the new last layer, on features computed once")
-    add("--freeze-batch-norm", action="store_true", help="leave all batch norm as it is: statistics and weights")
+    add("--freeze-batch-norm", action="store_true", help="keep all batch norm: statistics and weights")
     add("--data", choices=("cifar10", "cifar100", "shapes"), default="cifar10")
-    add("--data-dir", default="data", help="where the data is, or will be downloaded to")
+    add("--data-dir", default="data", help="folder of the data, or for its download")
     add("--train-size", type=arguments.positive_int, help="use this many training images only")
     add("--test-size", type=arguments.positive_int, help="use this many test images only")
     add("--image-size", type=arguments.image_size, default=224, help="resize images to N x N")
@@ -230,7 +230,7 @@ def make_parser() -> arguments.Parser:
     add("--max-minutes", type=arguments.positive_float, help="stop training after this time, evaluate and report")
     add("--seed", type=arguments.non_negative_int, default=0)
     add("--out", help="folder of the run (default: runs/finetune, numbered)")
-    add("--resume", action="store_true", help="continue the run in --out, which has no --freeze")
+    add("--resume", action="store_true", help="continue the run in --out (not with --freeze)")
     return parser
 
 

@@ -1,23 +1,23 @@
-"""Train a ResNet on CIFAR-10, on CIFAR-100, or on the drawn Shapes-10. From first line to last, this is the whole job.
+"""Train a ResNet on CIFAR-10, on CIFAR-100, or on the drawn Shapes-10: the whole job, from data to report.
 
     python examples/train_cifar.py                          # ResNet-20, 30 epochs, on a GPU if there is one
     python examples/train_cifar.py --depth 101 --stem imagenet --epochs 1    # ten minutes on two cores
     python examples/train_cifar.py --data shapes --epochs 5
-    python examples/train_cifar.py --depth 101 --dry-run    # only say how much memory and work it would be
+    python examples/train_cifar.py --depth 101 --dry-run    # only print the memory and work of a step
 
-Everything goes to a folder, runs/resnet20, runs/resnet20-2, ... unless --out names one: config.json, log.jsonl (a line
-per epoch), state.safetensors (to resume from), last.safetensors (the weights), results.json, and pictures. A folder
-that holds a run is never overwritten: --resume continues it, with its settings, exactly where it stopped.
+Everything goes to a folder, runs/resnet20, runs/resnet20-2, ... or --out: config.json, log.jsonl (a line per epoch),
+state.safetensors (to resume from), last.safetensors (the weights), results.json, and pictures. A folder with a run is
+never overwritten. --resume continues the run, with its settings, exactly where it stopped.
 
-Ctrl-C stops after the step in hand and writes a checkpoint. --max-minutes bounds the training; the evaluation after it
-gets a quarter of that again, and whatever part of the test set it has seen by then is said with the result. --steps N
-is for trying things out: the learning-rate schedule then spans those N steps, and 1,000 test images must do.
+Ctrl-C stops after the current step and writes a checkpoint. --max-minutes limits the training. The evaluation may take
+another quarter of that time; the result names the part of the test set evaluated. --steps N is for trials: the
+learning-rate schedule spans the N steps, and the evaluation uses 1,000 test images.
 
-On a GPU the CUDA kernels compute, in tf32 (before compute capability 8.0: fp32) unless --precision says otherwise, and
-the training step is replayed as a CUDA graph (--no-graph: launched kernel by kernel); docs/fast-cuda.md explains both.
-results.json says what was used.
+On a GPU the CUDA kernels compute in tf32 (before compute capability 8.0: fp32), or in --precision. The training step is
+replayed as a CUDA graph (--no-graph: launched kernel by kernel). docs/fast-cuda.md explains both, and results.json
+notes the choice.
 
-What comes of it: docs/results/README.md.
+Measured results: docs/results/README.md.
 
 Exit status: 0 done; 1 training failed (a loss that is not finite, a full disk); 2 unusable arguments, data or device;
 130 interrupted, with a checkpoint.
@@ -45,7 +45,7 @@ from minires.train.memory import step_memory
 from minires.train.progress import format_seconds, say
 from minires.train.report import draw_pictures, final_line, results
 
-AUGMENTATIONS = {  # what random versions of a training image the network sees
+AUGMENTATIONS = {  # the random versions of a training image
     "crop-flip": {"augment": True},  # shifted by up to 4 pixels, mirrored half of the time
     "flip": {"augment": True, "padding": 0},
     "none": {"augment": False},
@@ -118,7 +118,7 @@ def main() -> int:
     else:
         optimizer = optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
 
-    # 4. Where to begin: at step 0, or where a checkpoint stopped. What must agree with the checkpoint is the identity.
+    # 4. Where to begin: at step 0, or where a checkpoint stopped. The identity must agree with the checkpoint's.
     settings = {name: getattr(args, name) for name in SETTINGS}
     identity = {name: settings[name] for name in ("depth", "stem", "image_size", "batch_size", "optimizer", "seed")}
     identity |= {
@@ -134,7 +134,7 @@ def main() -> int:
     settings["schedule_steps"] = total_steps
     schedule = schedules.build(args.schedule, args.lr, total_steps)
 
-    # 5. The folder. Before hours of training: can it be written to, and is there room for the checkpoints?
+    # 5. The folder. Checked before hours of training: is it writable, and is there room for the checkpoints?
     folder = train.RunFolder(args.out) if args.out else new_run(f"runs/resnet{args.depth}")
     try:
         weights_bytes = 4 * optimizer.flat.size
@@ -143,7 +143,7 @@ def main() -> int:
         parser.error(f"argument --out: {error.filename}: {error.strerror}")
     about = {"dataset": dataset.name, "classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
     about["fingerprint"] = identity["fingerprint of the training images"]
-    commands = train.RunFolder(args.resume.parent).commands() if args.resume else []  # of the sessions before
+    commands = train.RunFolder(args.resume.parent).commands() if args.resume else []  # of earlier sessions
     folder.write_json("config.json", {**settings, **about, "commands": [*commands, shlex.join(["python", *sys.argv])]})
     folder.write_log(training.history)
     if args.resume:
@@ -163,7 +163,7 @@ def main() -> int:
             print(f"{interruption}, a checkpoint was written; continue with: {again}", file=sys.stderr)
             return 130
 
-    # 7. What came out.
+    # 7. The results.
     result = results(training, evaluation, dataset, mr.info())
     folder.write_json("results.json", result)
     draw_pictures(training, evaluation, dataset, folder.path)
@@ -179,7 +179,7 @@ def make_parser() -> arguments.Parser:
     )
     add("--stem", choices=("cifar", "imagenet"), default="cifar", help="first layers, for depths 18 to 152")
     add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto", help="auto: CIFAR-10 or Shapes-10")
-    add("--data-dir", default="data", help="where the data is, or will be downloaded to")
+    add("--data-dir", default="data", help="folder of the data, or for its download")
     add("--train-size", type=arguments.positive_int, help="use this many training images only")
     add("--test-size", type=arguments.positive_int, help="use this many test images only")
     add("--image-size", type=arguments.image_size, help="resize images to N x N")
@@ -213,19 +213,19 @@ def make_parser() -> arguments.Parser:
     )
     add("--augmentation", choices=tuple(AUGMENTATIONS), default="crop-flip", help="of the training images")
     add("--max-minutes", type=arguments.positive_float, help="stop training after this time, evaluate and report")
-    add("--steps", type=arguments.positive_int, help="stop after this many optimiser steps, for trying things out")
+    add("--steps", type=arguments.positive_int, help="stop after this many optimiser steps, for a trial")
     add("--seed", type=arguments.non_negative_int, default=0)
     add("--out", help="folder of the run (default: runs/resnetDEPTH, numbered)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--resume", nargs="?", const=True, metavar="PATH", help="continue a run (default: --out, or --depth's last)"
     )
-    mode.add_argument("--eval-only", metavar="PATH", help="evaluate the weights of a run, or in a file")
-    mode.add_argument("--dry-run", action="store_true", help="say how much memory and work a step is; no training")
+    mode.add_argument("--eval-only", metavar="PATH", help="evaluate the weights of a run or a file")
+    mode.add_argument("--dry-run", action="store_true", help="print the memory and work of a step; no training")
     return parser
 
 
-# What a run keeps when it is resumed. The other arguments (--out, --max-minutes, ...) are for one session.
+# The settings that a resumed run keeps. The other arguments (--out, --max-minutes, ...) are for one session.
 SETTINGS = (
     "depth", "stem", "data", "data_dir", "train_size", "test_size", "image_size", "device", "kernels", "precision",
     "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
@@ -234,7 +234,7 @@ SETTINGS = (
 
 
 def read_arguments(parser: arguments.Parser) -> Namespace:
-    """The arguments, completed with the settings of the run that is resumed or evaluated, and with the recipe."""
+    """The arguments, completed by the settings of the resumed or evaluated run, and by the recipe."""
     args = parser.parse_args()
     saved = {}
     if args.resume or args.eval_only:
@@ -245,9 +245,9 @@ def read_arguments(parser: arguments.Parser) -> Namespace:
         saved = saved_settings(resume or weights, to_resume=bool(resume))
         if saved.get("plain"):
             parser.error(f"{resume or weights}: of a plain network, without shortcuts; this program has residual ones")
-        kept = set(SETTINGS) - {"precision"}  # tf32 and bf16 are a GPU's, and the run may go on without one
+        kept = set(SETTINGS) - {"precision"}  # tf32 and bf16 need a GPU, and the run may go on without one
         parser.set_defaults(**{name: value for name, value in saved.items() if name in kept})
-        args = parser.parse_args()  # again: what the command line says goes before what was saved
+        args = parser.parse_args()  # again: the command line overrides the saved settings
         args.resume, args.eval_only = resume, weights
         args.out = args.out or (resume and resume.parent)
     args.saved_precision = saved.get("precision")
@@ -266,10 +266,10 @@ def read_arguments(parser: arguments.Parser) -> Namespace:
     return args
 
 
-# Recipes for batches of 128; SGD's rate is scaled with the batch (Goyal et al. 2017). Networks of basic blocks are
-# trained by SGD: two epochs of ResNet-18 on 16x16 images give 62.96 % (Adam 59.11), six of ResNet-20 81.12 % (73.11).
-# Those of bottleneck blocks by Adam: at an SGD rate of 0.05 the loss of ResNet-101 (ImageNet stem) rises above 4, in
-# PyTorch too, and is 2.11 after a cycle of 100 steps; Adam gets to 1.74 (docs/results/README.md).
+# Recipes for batches of 128; SGD's rate is scaled with the batch (Goyal et al. 2017). SGD trains networks of basic
+# blocks: two epochs of ResNet-18 on 16x16 images give 62.96 % (Adam 59.11), six of ResNet-20 81.12 % (73.11). Adam
+# trains networks of bottleneck blocks. At an SGD rate of 0.05 the loss of ResNet-101 (ImageNet stem) rises above 4, in
+# PyTorch too, and ends at 2.11 after a cycle of 100 steps; Adam reaches 1.74 (docs/results/README.md).
 SGD_BASIC = {"lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0}
 SGD_BOTTLENECK = {"lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.1}
 ADAM = {"lr": 1e-3, "weight_decay": 0.0, "label_smoothing": 0.0}
@@ -277,24 +277,25 @@ ADAMW = {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.0}
 
 
 def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[str, Any]:
-    """The settings that nobody has chosen: `optimizer`, unless it is given, and what goes with it and the network."""
+    """The default settings: the optimiser, unless `optimizer` is given, and its settings for this network."""
     block, _ = models.resnet.CONFIGURATIONS.get(depth, (None, None))
     bottleneck = block is models.resnet.Bottleneck  # in ResNet-50, 101 and 152
     optimizer = optimizer or ("adam" if bottleneck else "sgd")
     settings = {"sgd": SGD_BOTTLENECK if bottleneck else SGD_BASIC, "adam": ADAM, "adamw": ADAMW}[optimizer]
     if optimizer == "sgd":
         settings = {**settings, "lr": settings["lr"] * min(batch_size / 128, 4)}
-    # Deep and bottleneck networks start with every block as the identity, or they begin by blowing up: the first
-    # gradient of ResNet-101 has norm 6 so, and 620 otherwise. ResNet-20 learns faster without it, 81.12 % in six epochs
-    # (with it 78.10), and ResNet-18 on 16x16 images, 66.29 % in two (62.96). ResNet-32, 44 and 56 follow ResNet-20.
+    # Deep and bottleneck networks start with every block as the identity. Otherwise their gradients explode: the first
+    # gradient of ResNet-101 has norm 620 instead of 6. ResNet-20 learns faster without zero_init_last, 81.12 % in six
+    # epochs (78.10 with), and so does ResNet-18 on 16x16 images, 66.29 % in two (62.96). ResNet-32, 44 and 56 follow
+    # ResNet-20.
     deep = depth not in (18, 20, 32, 44, 56)
     return {"optimizer": optimizer, **settings, "zero_init_last": deep}
 
 
 def dry_run(parser: arguments.Parser, args: Namespace) -> int:
-    """Print what a training step costs: no data, no training."""
+    """Print the memory and the work of a training step, without data or training."""
     size = args.image_size or 32
-    arguments.use_precision(parser, args.precision or mr.kernels.default_precision())  # bf16 halves what a GPU needs
+    arguments.use_precision(parser, args.precision or mr.kernels.default_precision())  # bf16 halves a GPU's memory
     model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
     summary = mr.summary(model, (size, size, 3))
     slots = 1 if args.optimizer == "sgd" else 2
@@ -314,7 +315,7 @@ def dry_run(parser: arguments.Parser, args: Namespace) -> int:
 
 
 def speed_advice(args: Namespace, epochs: int, seconds: float) -> str:
-    """What to say on a machine without a GPU once it is known how many seconds an epoch takes; `epochs` are left."""
+    """The advice for a machine without a GPU where an epoch takes `seconds`; `epochs` are left."""
     cheaper = {
         "--stem imagenet (1/16 the multiply-adds)": args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar",
         "--depth 20": args.depth != 20,
@@ -326,7 +327,7 @@ def speed_advice(args: Namespace, epochs: int, seconds: float) -> str:
     if epochs > 1:
         text += f", {epochs} of them {format_seconds(epochs * seconds)}"
     if args.resume:
-        return text  # what would be cheaper is another run
+        return text  # a cheaper setting would make another run
     if any(cheaper.values()):
         text += f"; cheaper: {', '.join(option for option, is_cheaper in cheaper.items() if is_cheaper)}"
     if args.max_minutes and 60 * args.max_minutes < args.epochs * seconds and not args.steps:

@@ -1,8 +1,8 @@
-"""The whole of training on one page: ResNet-20 on CIFAR-10, or on drawn images where CIFAR-10 cannot be had.
+"""The whole of training on one page: ResNet-20 on CIFAR-10, or on drawn images if CIFAR-10 is unavailable.
 
     python examples/train_minimal.py
 
-The same with settings, checkpoints, reports and a GPU: examples/train_cifar.py.
+examples/train_cifar.py adds settings, checkpoints, reports and a GPU.
 """
 
 import minires as mr

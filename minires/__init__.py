@@ -24,5 +24,6 @@ __all__ = [
 ]  # fmt: skip
 
 for _backend in ("minires.cpu", "minires.cuda"):  # each registers itself; without them everything works, slower
-    if importlib.util.find_spec(_backend):
+    _spec = importlib.util.find_spec(_backend)
+    if _spec and _spec.origin:  # a folder of which only the cache is left has no origin
         importlib.import_module(_backend)

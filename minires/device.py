@@ -1,8 +1,7 @@
-"""Which array library an array lives in: moving arrays, seeding.
+"""The array library that an array belongs to: moving arrays, seeding.
 
-Every other file of minires is written against `xp`, the module an array belongs to: `numpy` on the
-CPU, `cupy` on an NVIDIA GPU. The two offer the same functions, so one source serves both. CuPy is
-imported only when somebody asks for the GPU.
+Every other file of minires is written against `xp`, the module of an array: `numpy` on the CPU, `cupy` on an NVIDIA
+GPU. The two offer the same functions: one source serves both. CuPy is imported only when the program asks for the GPU.
 
 Reading order: first. Next: tensor.py.
 """
@@ -23,10 +22,10 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 def module_of(array: Array) -> ModuleType:
     """The array library of `array`: `numpy`, or `cupy` for an array on the GPU.
 
-    Named `xp` where it is used. Python numbers and lists count as NumPy's.
+    Callers name the result `xp`. Python numbers and lists count as NumPy's.
     """
     if type(array).__module__.partition(".")[0] == "cupy":
-        return sys.modules["cupy"]  # it made the array, so it is imported
+        return sys.modules["cupy"]  # imported: CuPy made the array
     return np
 
 
@@ -36,7 +35,7 @@ def device_of(array: Array) -> str:
 
 
 def to_device(array: Array, device: str) -> Array:
-    """`array` on `device` (`"cpu"` or `"cuda"`); the same array when it is there already.
+    """`array` on `device` (`"cpu"` or `"cuda"`); the same array if the device does not change.
 
     Raises `ValueError` for an unknown device and `RuntimeError`, with the reason, for an unusable GPU.
     """
@@ -55,7 +54,7 @@ def check_device(device: str) -> None:
 
 
 class OutOfMemory(MemoryError):
-    """A device's memory is too small for a step of training. The text is one line with the figures."""
+    """The device's memory is too small for a training step. The text is one line with the figures."""
 
 
 # Random numbers are drawn on the host and then moved: both devices start from the same weights,

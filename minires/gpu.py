@@ -1,4 +1,4 @@
-"""Whether there is a GPU that works, and if not, why: the reason in words.
+"""Whether a GPU is usable, and if not, the reason in words.
 
 Reading order: any time; device.py asks here.
 """
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 class cuda:
-    """What is known about the GPU: `cuda.is_available()`, `cuda.why_not()` in words, and `cuda.capability()`."""
+    """The state of the GPU: `cuda.is_available()`, `cuda.why_not()` in words, and `cuda.capability()`."""
 
     _reason: str | None = None
     _probed = False
@@ -22,7 +22,7 @@ class cuda:
 
     @classmethod
     def why_not(cls) -> str | None:
-        """The reason why the GPU cannot be used, as one line, or None when it can. Probes once."""
+        """The reason why the GPU is unusable, as one line; None for a usable GPU. Probes once."""
         if not cls._probed:
             cls._reason, cls._probed = _probe(), True
         return cls._reason
@@ -49,21 +49,21 @@ def _probe() -> str | None:
         driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12090 for CUDA 12.9
         if driver == 0:
             return "CuPy is installed, but no NVIDIA driver is"
-        if driver // 1000 < needed // 1000:  # within one major version all work together
+        if driver // 1000 < needed // 1000:  # all versions with one major number work together
             return (
                 f"the NVIDIA driver is too old: it can do CUDA {_version(driver)}, CuPy was made for "
                 f"{_version(needed)}; update the driver, or install the CuPy for it (cupy-cuda11x, cupy-cuda12x, ...)"
             )
         if runtime.getDeviceCount() == 0:
             return "CuPy is installed, but there is no NVIDIA GPU"
-        # A driver without NVRTC or without the CUDA headers passes every check but a real compilation.
+        # Without NVRTC or the CUDA headers every check passes except a real compilation.
         cupy.RawKernel('extern "C" __global__ void probe(float* x) { x[0] = 7.0f; }', "probe")(
             (1,), (1,), (value := cupy.zeros(1, cupy.float32),)
         )
         if float((value + value)[0]) != 14.0:
             return "a test kernel ran on the GPU and gave a wrong result"
     except Exception as error:  # every CUDA library has its own exception class
-        if "gpu-architecture" in str(error):  # NVRTC 13 has dropped what is older than 7.5
+        if "gpu-architecture" in str(error):  # NVRTC 13 has dropped GPUs older than 7.5
             major, minor = _capability(cupy)
             return (
                 f"this GPU, of compute capability {major}.{minor}, is too old for CUDA {_version(needed)}; install the "

@@ -1,11 +1,11 @@
-"""Which backend does the array work: the one place where it is chosen.
+"""The registry of backends: the one place that chooses the code for the array work.
 
-A backend is a module with the functions of reference.py, under the same names. It begins with `from minires.reference
-import *`, overrides what it computes faster, and registers itself for a device and some dtypes. `of(array)` gives the
-backend for an array. It goes by the array's device and dtype, and by what `use(...)` or the environment variable
-MINIRES_KERNELS asks for:
+A backend is a module with the functions of reference.py, under the same names. The module begins with `from
+minires.reference import *`, overrides what it computes faster, and registers itself for a device and some dtypes.
+`of(array)` gives the backend for the array's device and dtype. `use(...)` or the environment variable MINIRES_KERNELS
+sets the choice:
 
-    auto        the backend registered for the array's device, if it takes the array's dtype (default)
+    auto        the backend registered for the array's device and dtype; else the reference (default)
     reference   plain array expressions, everywhere, on the GPU too
 
 Reading order: after reference.py. Next: functional/activation.py.
@@ -22,22 +22,29 @@ from minires import reference
 from minires.device import Array, device_of
 
 CHOICES = ("auto", "reference")
-PRECISIONS = ("fp32", "tf32", "bf16")  # that a backend may offer; cuda/precision.py says what they mean
+PRECISIONS = ("fp32", "tf32", "bf16")  # that a backend may offer; cuda/precision.py defines them
 
-_backends: dict[str, tuple[ModuleType, Collection[str]]] = {}  # by device: the backend, and the dtypes that it takes
+_backends: dict[str, tuple[ModuleType, Collection[str]]] = {}  # by device: the backend and its dtypes
 _choice = "auto"
 
 
 def register(device: str, backend: ModuleType, dtypes: Collection[str]) -> None:
-    """From now on `backend` computes arrays on `device` whose dtype has one of these names.
+    """Let `backend` compute arrays on `device` with a dtype of one of these names.
 
-    Beside the functions of reference.py it may have parts that the reference lacks, see `part`.
+    Beside the functions of reference.py a backend may have parts that the reference lacks, see `part`. Raises
+    `ValueError` for a backend without all names of reference.py.
     """
-    _backends[device] = backend, dtypes
+    missing = [name for name in vars(reference) if not name.startswith("_") and not hasattr(backend, name)]
+    if missing:
+        raise ValueError(
+            f"register: {backend.__name__} has no {', '.join(missing[:3])}; a backend begins with "
+            "`from minires.reference import *`"
+        )
+    _backends[device] = backend, tuple(dtypes)
 
 
 def use(choice: str) -> None:
-    """Ask for `"auto"` or `"reference"` kernels from now on. Raises `ValueError` for anything else."""
+    """Use `"auto"` or `"reference"` kernels from now on. Raises `ValueError` for another choice."""
     global _choice
     if choice not in CHOICES:
         raise ValueError(f"kernels: {choice!r} is unknown, expected one of {', '.join(CHOICES)}")
@@ -45,9 +52,9 @@ def use(choice: str) -> None:
 
 
 def of(array: Array, *others: Array | None) -> ModuleType:
-    """The backend for `array`; reference.py where none is registered that takes it.
+    """The backend for `array`; reference.py if no registered backend takes the array.
 
-    `others` are what it will be computed with: `ValueError` if they are on another device.
+    `others` are the other operands. Raises `ValueError` if one is on another device.
     """
     device = device_of(array)
     for other in others:
@@ -58,33 +65,31 @@ def of(array: Array, *others: Array | None) -> ModuleType:
             )
     backend, dtypes = _backends.get(device, (reference, ()))
     if _choice != "auto" or array.dtype.name not in dtypes or array.size == 0:
-        return reference  # an empty batch too: no kernel has to think of it
+        return reference  # an empty batch too: no kernel handles that case
     return backend
 
 
 def part(name: str, device: str = "cpu") -> Any | None:
-    """Something that a backend may have beside the functions of reference.py; None where the one in use lacks it.
+    """An optional part of a backend, beside the functions of reference.py; None if the backend in use lacks it.
 
-        Step              a training step (train/loop.py)
-        workspace_bytes   what a training step takes beside the tape's arrays, on a CPU (train/memory.py)
-        step_bytes        what a training step takes, on a GPU (examples/train_cifar.py)
-        pools_bytes       what has been taken beside CuPy's own pool (train/report.py)
-        threads           how many it computes with (cli/info.py)
-
-    The fused branches are the other such part: nn/branch.py asks for them.
+    Step              a training step (train/loop.py)
+    workspace_bytes   memory of a training step beside the tape's arrays, on a CPU (train/memory.py)
+    step_bytes        memory of a training step, on a GPU (examples/train_cifar.py)
+    pools_bytes       memory taken beside CuPy's own pool (train/report.py)
+    threads           number of threads that compute (cli/info.py)
     """
     return getattr(_backends[device][0], name, None) if in_use(device) != "reference" else None
 
 
 def in_use(device: str = "cpu") -> str:
-    """The name of the backend that float32 arrays on `device` get."""
+    """The name of the backend for float32 arrays on `device`."""
     return device if _choice == "auto" and device in _backends else "reference"
 
 
 def use_precision(choice: str) -> None:
-    """Compute in `"fp32"` (default), `"tf32"` or `"bf16"` on the GPU; cuda/precision.py says what they mean.
+    """Compute in `"fp32"` (default), `"tf32"` or `"bf16"` on the GPU; cuda/precision.py defines them.
 
-    Raises `ValueError` for anything else, and `RuntimeError` with the reason where no backend can.
+    Raises `ValueError` for another choice, and `RuntimeError` with the reason if no backend offers the precision.
     """
     if choice not in PRECISIONS:
         raise ValueError(f"precision: {choice!r} is unknown, expected one of {', '.join(PRECISIONS)}")
@@ -96,13 +101,13 @@ def use_precision(choice: str) -> None:
 
 
 def default_precision(preferred: str | None = None) -> str:
-    """What training on this GPU uses unless told otherwise: the first it can of `preferred`, "tf32" and "fp32"."""
+    """The default precision for training on this GPU: the first possible of `preferred`, "tf32" and "fp32"."""
     settings = _precision_settings()
     return "fp32" if settings is None else settings.default(preferred)
 
 
 def precision_in_use() -> str:
-    """What `use_precision` has chosen; "fp32" without a backend that has a choice."""
+    """The choice of `use_precision`; "fp32" without a backend that offers a choice."""
     settings = _precision_settings()
     return "fp32" if settings is None else settings.current
 

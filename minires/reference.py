@@ -1,18 +1,18 @@
 """The array work of every layer in plain array expressions: THE DEFINITION.
 
-A backend (cpu/, cuda/) offers the same functions, faster; tests hold it to this file. The file runs on NumPy and CuPy
-alike (`xp` is the array's library) and in float32 and float64 alike (gradients are tested in float64).
+A backend (cpu/, cuda/) offers the same functions, faster. Tests compare this file and every backend with plain loops,
+and gradients with finite differences. The file runs on NumPy and CuPy alike (`xp` is the array's library) and in
+float32 and float64 alike (gradients are tested in float64).
 
-Arrays are (N, H, W, C), channels last; M = N*H*W counts positions. No function modifies its arguments, but
-for the updates (of weights, of running statistics), which work in place by design.
+Arrays are (N, H, W, C), channels last; M = N*H*W counts positions. No function modifies its arguments,
+except the updates (of weights, of running statistics), which work in place by design.
 
 Reading order: after functional/reduction.py. Next: kernels.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from minires.device import Array, module_of
 
@@ -64,7 +64,7 @@ def output_size(
 
 
 def window_slices(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]):
-    """For each kernel position (u, v): the slices of the padded image that it meets, over all windows."""
+    """For each kernel position (u, v) the slices that select its pixel of every window: padded[:, rows, columns]."""
     (ho, wo), (sh, sw), (dh, dw) = size, stride, dilation
     for u in range(kernel[0]):
         for v in range(kernel[1]):
@@ -231,7 +231,7 @@ def batch_norm_backward(
 
     With x̂ = (x - mean) / std:  dbias = Σ dy,  dweight = Σ dy x̂  and, since mean and std depend on every x,
         dx = weight / std * (dy - mean(dy) - x̂ mean(dy x̂)).
-    In evaluation they are constants, and dx = weight / std * dy. Source: Ioffe and Szegedy 2015, section 3.
+    In evaluation mean and std are constants, and dx = weight / std * dy. Source: Ioffe and Szegedy 2015, section 3.
     """
     inverse_std = 1 / module_of(x).sqrt(var + eps)
     x_hat = (x - mean) * inverse_std
@@ -246,20 +246,26 @@ def batch_norm_backward(
 
 
 def update_running_statistics(
-    running_mean: Array, running_var: Array, batches: Array | None, mean: Array, var: Array, count: int, momentum: float
+    running_mean: Array,
+    running_var: Array,
+    num_batches_tracked: Array | None,
+    mean: Array,
+    var: Array,
+    count: int,
+    momentum: float,
 ) -> None:
     """Move the running statistics (C,) in place towards those of a batch of `count` values per channel.
 
-    `var` is biased (divided by `count`), the running variance is not. `batches`, an int64 array of shape (), counts
-    the batches.
+    `var` is biased (divided by `count`), the running variance is not. `num_batches_tracked`, an int64 array of shape
+    (), counts the batches.
     """
     running_mean += momentum * (mean - running_mean)
     running_var += momentum * (var * (count / (count - 1)) - running_var)
-    if batches is not None:
-        batches += 1
+    if num_batches_tracked is not None:
+        num_batches_tracked[...] += 1
 
 
-# Activation, pooling, loss ----------------------------------------------------------------------------------
+# Activation, pooling, linear, loss ----------------------------------------------------------------------------------
 
 
 def relu(x: Array) -> Array:
@@ -359,16 +365,17 @@ def linear_backward(
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     """The mean loss, a scalar, and softmax(logits) (N, K), for logits (N, K) and labels (N,).
 
-    A label outside 0..K-1 makes the loss NaN: on a GPU nobody has checked them, and indexing there wraps around.
+    A label outside 0..K-1 makes the loss NaN: functional/loss.py checks labels on the CPU only, and CuPy's indices wrap
+    around.
     """
     xp = module_of(logits)
     n, classes = logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
-    of_label = xp.where((labels >= 0) & (labels < classes), log_p[xp.arange(n), labels], xp.nan).mean()
+    mean_log_p = xp.where((labels >= 0) & (labels < classes), log_p[xp.arange(n), labels], xp.nan).mean()
     if label_smoothing == 0:  # also keeps 0 * -inf out of the sum
-        return -of_label, xp.exp(log_p)
-    return -((1 - label_smoothing) * of_label + label_smoothing * log_p.mean()), xp.exp(log_p)
+        return -mean_log_p, xp.exp(log_p)
+    return -((1 - label_smoothing) * mean_log_p + label_smoothing * log_p.mean()), xp.exp(log_p)
 
 
 def cross_entropy_backward(dloss: Array, probabilities: Array, labels: Array, label_smoothing: float) -> Array:
@@ -405,12 +412,11 @@ def sgd_update(
     parameter -= lr * g
 
 
-def make_schedule(previous: Array | None, like: Array, lr: float, step: int, betas: tuple[float, float]) -> float:
-    """The learning rate of step `step`, in the form in which the updates take it: here the number itself.
+def prepare_lr(previous: Array | None, like: Array, lr: float, step: int, betas: tuple[float, float]) -> float:
+    """The learning rate of step `step` in the form that the updates take: here the number itself.
 
-    A backend may put it, with Adam's corrections 1 - beta**step, into an array on the device of `like`: a recorded
-    step is repeated with the same arguments, and reads there what has changed. `previous` is the array of the last
-    step, to be written over.
+    A backend may write the rate, and Adam's corrections 1 - beta**step, into an array on the device of `like`, because
+    a recorded step is repeated with the same arguments. `previous` is the array of the last step, to be overwritten.
     """
     return lr
 
@@ -433,7 +439,7 @@ def adam_update(
     mean = β1 mean + (1-β1) g,  square = β2 square + (1-β2) g²
     parameter -= lr * (mean / (1-β1^step)) / (sqrt(square / (1-β2^step)) + eps)
 
-    Adam adds weight_decay * parameter to g; AdamW shrinks the parameter by lr * weight_decay instead.
+    Adam adds weight_decay * parameter to g; AdamW multiplies the parameter by 1 - lr * weight_decay instead.
     Sources: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2.
     """
     if decoupled:
@@ -475,66 +481,12 @@ def make_batch(
     choices  integers (total, 4): image, top, left and flip of every image of an epoch; this batch begins at `begin`
     """
     chosen, top, left, flip = choices[begin : begin + n].T
-    x = crop_and_flip(images[chosen], top, left, flip != 0, padding)
+    x = images[chosen]
+    if padding or flip.any():
+        x = crop_and_flip(x, top, left, flip != 0, padding)
     return normalize(x, mean, std), labels[chosen]
 
 
-# Residual branches as one operation --------------------------------------------------------------------------
-#
-# nn/branch.py defines a branch, one operation at a time. A backend may compute the whole of it at one go, and then
-# overrides the two names at the end of this file.
+# What only a backend may offer: residual branches as one operation, see nn/fused.py --------------------------
 
-
-class BranchLayer(NamedTuple):
-    """A convolution without bias and the batch norm behind it. Shapes: weight (kh,kw,C,O), the others (O,)."""
-
-    weight: Array
-    geometry: Geometry
-    bn_weight: Array
-    bn_bias: Array
-    eps: float
-
-
-class InferenceLayer(NamedTuple):
-    """A convolution, and y * scale + shift for what its batch norm does in evaluation; scale and shift are (O,).
-
-    scale is None where it is folded into the weight already.
-    """
-
-    weight: Array
-    geometry: Geometry
-    scale: Array | None
-    shift: Array
-
-
-class BranchBackward(Protocol):
-    """The gradients of a branch, from dz (N,Ho,Wo,O)."""
-
-    def __call__(
-        self, dz: Array, need_dx: bool, shortcut_is_x: bool, out: Sequence[Array | None]
-    ) -> tuple[Array | None, list[Array], Array | None]:
-        """dx; dweight, dbn_weight and dbn_bias of each layer, in one list; the shortcut's gradient.
-
-        dx is None unless needed. With `shortcut_is_x` it includes the shortcut's gradient, which is None then.
-        `out` has for each gradient in the list an array to put it into, or None for a new one.
-        """
-
-
-class Branch(Protocol):
-    """[relu](bn(conv(... relu(bn(conv(x))) ...)) [+ shortcut]) in training mode, with a ReLU between any two layers."""
-
-    def __call__(
-        self, x: Array, layers: Sequence[BranchLayer], shortcut: Array | None, relu: bool
-    ) -> tuple[Array, list[tuple[Array, Array]], BranchBackward]:
-        """z (N,Ho,Wo,O); the mean and the biased variance (O,) of each layer's batch; the way back."""
-
-
-class EvaluateBranch(Protocol):
-    """The same for inference."""
-
-    def __call__(self, x: Array, layers: Sequence[InferenceLayer], shortcut: Array | None, relu: bool) -> Array:
-        """z (N,Ho,Wo,O)."""
-
-
-branch: Branch | None = None
-evaluate_branch: EvaluateBranch | None = None
+branch = evaluate_branch = None

@@ -48,8 +48,8 @@ def is_grad_enabled() -> bool:
 class Node:
     """One recorded operation: its inputs and the function from output gradient to input gradients.
 
-    An input that is a leaf is kept as a Tensor. Of an input that an operation made, that operation's Node is kept, so
-    the tape holds no array that no backward needs.
+    `parents` holds a leaf as its Tensor, and any other input as the Node that made the input. So the tape holds no
+    output of an operation, unless a `backward` needs the output.
     """
 
     __slots__ = ("backward", "dtype", "name", "order", "parents", "shape")
@@ -58,13 +58,13 @@ class Node:
     def __init__(self, output: Array, parents: Sequence[Tensor], backward: Callable[[Array], Sequence[Array | None]]):
         self.order = next(_order)
         self.shape, self.dtype = output.shape, output.dtype
-        self.parents: Sequence[Tensor | Node] = [parent.node or parent for parent in parents]
+        self.parents: Sequence[Tensor | Node] = [(p.requires_grad and p.node) or p for p in parents]
         self.backward: Callable[[Array], Sequence[Array | None]] | None = backward
         self.name = backward.__qualname__.split(".<locals>.")[-2:][0]  # "conv2d.<locals>.backward" -> "conv2d"
 
     @property
     def node(self) -> Node:
-        """Itself: an input of another node, like a Tensor's `node`."""
+        """Itself, so that `parent.node` works for a Tensor and for a Node."""
         return self
 
     def free(self) -> None:
@@ -117,7 +117,7 @@ class Tensor:
         out = Tensor(data)
         if _grad_mode.enabled and any(parent.requires_grad for parent in parents):
             out.requires_grad = True
-            out.node = Node(data, parents, backward)
+            out.node = Node(out.data, parents, backward)
         return out
 
     def backward(self, gradient: Array | Tensor | None = None) -> None:
@@ -165,7 +165,9 @@ class Tensor:
                         f"shape {parent.shape}"
                     )
                 if parent.dtype.kind == "f" and dparent.dtype.itemsize > parent.dtype.itemsize:
-                    dparent = dparent.astype(parent.dtype)  # float64 in a loss is no reason for it in the layers
+                    dparent = dparent.astype(
+                        parent.dtype
+                    )  # a float64 target must not make the layers' gradients float64
                 source = parent.node
                 if source is None:
                     parent.accumulate_grad(dparent)
@@ -182,7 +184,7 @@ class Tensor:
 
     def accumulate_grad(self, gradient: Array) -> None:
         """Add to `grad`. The first gradient is copied, into `grad_buffer` if there is one: no two leaves may share an
-        array. An operation may have put the gradient into `free_grad_buffer` itself."""
+        array. An operation may also have written the gradient into `free_grad_buffer`."""
         if self.grad is not None:
             self.grad += gradient
         elif self.grad_buffer is None:

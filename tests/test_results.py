@@ -101,7 +101,7 @@ def test_every_table_of_times_on_the_cpu_is_one_of_those():
         assert not re.findall(r"\d (?:ms|µs|GFLOP/s|MB/s)\b", by_hand)
 
 
-@pytest.mark.parametrize("name", ["benchmark", "scaling", "ladder-resnet18", "details"])
+@pytest.mark.parametrize("name", ["benchmark", "scaling", "ladder-resnet18", "details", "activations"])
 def test_a_file_of_times_says_how_it_was_made(name):
     path = RESULTS / "cpu" / f"{name}.json"
     record = json.loads(path.read_text())

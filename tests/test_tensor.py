@@ -331,6 +331,22 @@ def test_the_tape_holds_no_array_that_no_backward_needs(alive):
     assert (x.grad == 3).all()
 
 
+def test_an_inner_value_that_wants_no_gradient_passes_none_on():
+    w, v = (Tensor(np.full(2, value), requires_grad=True) for value in (3.0, 5.0))
+    y = w * 2.0
+    y.requires_grad = False
+    (y * v).sum().backward()
+    assert w.grad is None
+    assert (v.grad == 6).all()
+
+
+def test_an_operation_may_return_a_number():
+    x = Tensor(np.ones(3), requires_grad=True)
+    y = Tensor.from_op(float(x.data.sum()), (x,), lambda dy: (np.full(3, dy),))
+    y.backward()
+    assert x.grad.tolist() == [1, 1, 1]
+
+
 def test_a_graph_that_is_dropped_is_freed_without_the_collector(alive):
     x = Tensor(alive.array(), requires_grad=True)
     y = F.relu(x * x + x)

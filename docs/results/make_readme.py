@@ -6,6 +6,7 @@
 trained/      folders of examples/train_cifar.py, without the two .safetensors files
 ablation/     folders of examples/experiments/ablation.py
 degradation/  folders of examples/experiments/degradation.py
+minimal/      what examples/train_minimal.py printed
 pytorch/      folders of examples/experiments/compare_torch.py (not "torch": `import torch` would find that folder)
 cpu/          files of benchmark.py, cpu_ladder.py and cpu_details.py in examples/measure; make_tables.py reads them
 
@@ -59,7 +60,7 @@ def main() -> int:
 
 def page() -> str:
     """The whole of README.md."""
-    return "\n".join([HEAD, *trained(), *ablations(), *degradations(), *torch(), *cpu(), *not_run()])
+    return "\n".join([HEAD, *trained(), *minimal(), *ablations(), *degradations(), *torch(), *cpu(), *not_run()])
 
 
 def runs_in(name: str) -> list[compare.Run]:
@@ -135,6 +136,13 @@ def machine(run: compare.Run) -> str:
     """Such as "1 thread of 2 cores, AMD EPYC"."""
     m = run.results["machine"]
     return f"{m['threads']} thread{'s' if m['threads'] > 1 else ''} of {m['cores']} cores, {m['processor']}"
+
+
+def minimal() -> list[str]:
+    """What the page with the whole of training printed."""
+    output = (HERE / "minimal" / "output.txt").read_text().splitlines()
+    return ["## The whole of training on one page\n", "On two cores, with the files of CIFAR-10 (JPEG) in `data/`:\n",
+            *code(["python examples/train_minimal.py", *output])]  # fmt: skip
 
 
 def ablations() -> list[str]:

@@ -25,7 +25,7 @@ from minires.train import compare
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fast-cpu", "residual-learning", "training"))]
-FILES = ["benchmark", "scaling", "ladder-resnet18", "details"]  # in cpu/
+FILES = ["benchmark", "scaling", "ladder-resnet18", "details", "activations"]  # in cpu/
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def filled(page: str, texts: dict[str, str]) -> str:
 def blocks() -> dict[str, str]:
     """What goes between the comments, by name."""
     records = {name: json.loads((HERE / "cpu" / f"{name}.json").read_text()) for name in FILES}
-    speed, scaling, ladder, details = records.values()
+    speed, scaling, ladder, details, activations = records.values()
     return {
         "headline": headline(speed),
         "accuracy": accuracy(),
@@ -73,7 +73,11 @@ def blocks() -> dict[str, str]:
         "loader": f"a batch of 128 augmented images takes {scaling['batch_milliseconds']:.1f} ms to make.",
         "ladder": cpu_ladder.table(ladder),
         **{f"{name}-on": measured_on(record) for name, record in records.items()},
-        **{name: cpu_details.table(name, rows) for name, rows in details["sections"].items()},
+        **{
+            name: cpu_details.table(name, rows)
+            for record in (details, activations)
+            for name, rows in record["sections"].items()
+        },
     }
 
 

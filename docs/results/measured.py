@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def readme() -> dict[str, str]:
         "resnet101-cifar-stem": compare.percent([wide.accuracy]),
         "resnet101-cifar-stem-time": f"{wide.results['minutes']:.0f} minutes on {cores(wide)}",
         "reading-order": f"{len(files)} files and about {round(reading.total(files), -2):,} lines",
+        "minimal": re.findall(r"accuracy ([\d.]+ % .*)", (HERE / "minimal" / "output.txt").read_text())[-1],
+        "minimal-epochs": f"{(HERE / 'minimal' / 'output.txt').read_text().count('epoch')}",
         "train-minimal": "```python notest\n" + (ROOT / "examples/train_minimal.py").read_text() + "```",
     }
 

@@ -1,14 +1,14 @@
-"""What each part of the recipe is worth: ResNet-20, trained again and again with one part exchanged.
+"""The ablation of the recipe: ResNet-20, trained again and again with one part exchanged.
 
     python examples/experiments/ablation.py                         # all rows; a finished row is not repeated
     python examples/experiments/ablation.py --rows baseline adam    # only these rows
     python examples/experiments/ablation.py --draw FOLDER           # only the table and the picture of the runs there
 
 Every row is one command of examples/train_cifar.py, printed before it runs, with its own folder in runs/ablation (or
---out). What goes with the part is exchanged too: the learning rate with the batch size, rate and weight decay with the
-optimiser; the table says all that differs. The baseline comes with three seeds: a difference within their spread means
-nothing. The budget is short, so this says what learns fast; which recipe ends best after many more epochs is another
-question. With label smoothing the training loss is another one, and not to be compared.
+--out). Dependent settings change with the part: the learning rate with the batch size, rate and weight decay with the
+optimiser. The table shows every difference. The baseline has three seeds: a difference within their spread means
+nothing. The budget is short: the table shows which recipe learns fast, not which is best after many more epochs. A
+training loss with label smoothing cannot be compared with the others.
 
 Exit status: that of the first row that fails; 2 for unusable arguments.
 """
@@ -29,8 +29,8 @@ from minires.cli import arguments
 from minires.train import compare
 from minires.train.progress import say
 
-# What is added to `train_cifar.py --depth 20`, whose default is SGD with Nesterov momentum, one cycle up to 0.2, weight
-# decay 5e-4, batches of 128, crops and flips, and He et al.'s initialisation.
+# The arguments added to `train_cifar.py --depth 20`. Its defaults: SGD with Nesterov momentum, one cycle up to 0.2,
+# weight decay 5e-4, batches of 128, crops and flips, and He et al.'s initialisation.
 ROWS = {
     "baseline": "",
     "baseline-seed1": "--seed 1",
@@ -62,11 +62,11 @@ def main() -> int:
     add("--test-size", type=arguments.positive_int, help="use this many test images only")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--out", default="runs/ablation")
-    add("--draw", metavar="FOLDER", help="train nothing, show what is there")
+    add("--draw", metavar="FOLDER", help="train nothing, show the runs in FOLDER")
     args = parser.parse_args()
     out = Path(args.draw or args.out)
     if not args.draw:
-        dataset = data.load(args.data, args.data_dir, log=say).name  # what "auto" comes to, before hours of training
+        dataset = data.load(args.data, args.data_dir, log=say).name  # resolves "auto" before hours of training
         for row in args.rows:
             status = train_row(row, args, dataset, out / row)
             if status:
@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def train_row(row: str, args: Namespace, dataset: str, folder: Path) -> int:
-    """Train it, or what is left of it; the exit status. Raises `RunError` if the folder has one of another budget."""
+    """Train the row, or the rest of it; return the exit status. Raises `RunError` for a folder with another budget."""
     if (folder / "config.json").exists():
         saved = compare.read_json(folder / "config.json")
         budget = {"dataset": dataset, **{name: getattr(args, name) for name in ("epochs", "train_size", "test_size")}}
@@ -110,17 +110,17 @@ def train_row(row: str, args: Namespace, dataset: str, folder: Path) -> int:
         command += ["--out", str(folder)]
     say(shlex.join(command))
     process = subprocess.Popen([sys.executable, *command[1:]])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # the child writes its checkpoint then
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # the child then writes its checkpoint
     try:
         return process.wait()
-    except KeyboardInterrupt:  # the child has it too
+    except KeyboardInterrupt:  # the child gets Ctrl-C too
         return process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def table(runs: Sequence[compare.Run]) -> list[list[str]]:
-    """Cells: row, what differs, losses, test accuracy, and the difference from the baseline's mean in points."""
+    """Cells: row, differing settings, losses, test accuracy, and its distance from the baseline's mean in points."""
     baseline = [run.accuracy for run in runs if run.name.startswith("baseline")]
     first = next((run.settings for run in runs if run.name == "baseline"), {})
     rows = [["row", "differs in", "train loss", "test loss", "test accuracy", "against the baseline"]]
@@ -140,7 +140,7 @@ def table(runs: Sequence[compare.Run]) -> list[list[str]]:
 
 
 def draw(runs: Sequence[compare.Run], path: Path) -> None:
-    """The test accuracies as bars, the best on top, each with its number."""
+    """The test accuracies as bars with numbers, the best on top."""
     from minires.train.report import new_figure
 
     figure = new_figure(9, 0.4 * len(runs) + 1.6, f"{runs[0].network} on {runs[0].settings['dataset']}, "

@@ -4,12 +4,12 @@
     python examples/experiments/compare_torch.py                 # ResNet-20, 2 epochs
     python examples/experiments/compare_torch.py --depth 101 --stem imagenet --zero-init-last --optimizer adam
 
-Every step is done three times: by minires, by PyTorch, and by PyTorch again with all weights nudged: each was exchanged
-for the float32 above or below it, as if it had been rounded otherwise. The losses of the first two agree to the last
-digits at first. Then they part: each library rounds its sums in an order of its own, and training magnifies any
-difference, among other things because a ReLU whose input is rounded to the other side of zero lets a gradient through,
-or not. The third, PyTorch against itself, shows how fast. If minires took other steps than PyTorch does, the two would
-part at once, and their curves would stay apart.
+Every step is done three times: by minires, by PyTorch, and by PyTorch with nudged weights. Nudging exchanges each
+weight for the float32 above or below, as another rounding would. At first the losses of minires and PyTorch agree to
+the last digits. Then the losses diverge: each library sums, and rounds, in its own order, and training magnifies any
+difference. One reason is the ReLU: an input rounded to the other side of zero passes a gradient or blocks it. The third
+run, PyTorch against itself, shows the speed of this divergence. If minires took other steps than PyTorch, the losses
+would diverge at once, and the curves would stay apart.
 
 Everything goes to runs/compare-torch (or --out): losses.json, and the picture losses.png. --draw FOLDER draws it again.
 Exit status: 0; 1 if a loss is not finite, with all steps before it in the folder; 2 for unusable arguments.
@@ -40,7 +40,7 @@ from minires.train.progress import say
 from minires.train.report import new_figure
 
 LIBRARIES = ("minires", "PyTorch", "PyTorch, nudged")
-CLOSE = 1e-4  # difference of two losses up to which the two runs count as the same
+CLOSE = 1e-4  # the largest difference of two losses that count as equal
 
 
 def main() -> int:
@@ -87,16 +87,16 @@ def make_parser() -> arguments.Parser:
     add("--lr", type=arguments.positive_float, help="peak of the one-cycle schedule (default: sgd 0.2, adam 1e-3)")
     add("--seed", type=arguments.non_negative_int, default=0)
     add("--out", default="runs/compare-torch")
-    add("--draw", metavar="FOLDER", help="train nothing, draw what is there")
+    add("--draw", metavar="FOLDER", help="train nothing, draw the comparison in FOLDER")
     return parser
 
 
-# A library is two functions: one step of training, which returns the loss; and the test accuracy.
+# A library is two functions: one step of training, which returns the loss, and the test accuracy.
 Library = tuple[Callable[[Any, Any, float], float], Callable[[data.Loader], float]]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `compare` has made. Raises `RunError`."""
+    """The record that `compare` made. Raises `RunError`."""
     try:
         record = json.loads(path.read_text())
         losses, _ = (np.array([record[key][name] for name in LIBRARIES], float) for key in ("losses", "test_accuracy"))
@@ -109,9 +109,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def compare(args: Namespace) -> Iterator[dict[str, Any]]:
-    """Train all three, step by step in turn; after each epoch, what losses.json will hold.
+    """Train all three, step by step in turn; yield the content of losses.json after each epoch.
 
-    Raises `TrainingError` where a loss is not finite, after a record of the steps before.
+    For a loss that is not finite, yields a record of the steps before, then raises `TrainingError`.
     """
     import torch
 
@@ -165,12 +165,12 @@ def compare(args: Namespace) -> Iterator[dict[str, Any]]:
 
 
 def nudge(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each of them exchanged for the number next to it, above or below."""
+    """Each weight exchanged for the next float32, above or below."""
     return np.nextafter(weights, rng.choice(np.array([-np.inf, np.inf], weights.dtype), weights.shape))
 
 
 def in_minires(model: mr.nn.Module, args: Namespace) -> Library:
-    """Training of `model` here."""
+    """Training of `model` in minires."""
     if args.optimizer == "sgd":
         optimizer = optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     else:
@@ -188,7 +188,7 @@ def in_minires(model: mr.nn.Module, args: Namespace) -> Library:
 
 
 def in_torch(weights: dict[str, np.ndarray], num_classes: int, args: Namespace) -> Library:
-    """Training of the same network there, beginning with `weights`."""
+    """Training of the same network in PyTorch, beginning with `weights`."""
     import torch
 
     from examples.measure import torch_networks
@@ -222,7 +222,7 @@ def in_torch(weights: dict[str, np.ndarray], num_classes: int, args: Namespace) 
 
 
 def differences(record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """|difference of the losses| per step: of minires to PyTorch, and of PyTorch to itself, nudged."""
+    """|difference of the losses| per step: minires and PyTorch; PyTorch and nudged PyTorch."""
     losses = {name: np.array(values) for name, values in record["losses"].items()}
     return {
         "minires and PyTorch": abs(losses["minires"] - losses["PyTorch"]),
@@ -231,22 +231,22 @@ def differences(record: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def steps_together(record: dict[str, Any]) -> dict[str, int]:
-    """For how many steps, from the first, the losses differ by no more than `CLOSE`."""
+    """The number of steps, from the first, with losses at most `CLOSE` apart."""
     return {names: int(np.argmax([*~(values <= CLOSE), True])) for names, values in differences(record).items()}
 
 
 def tail(record: dict[str, Any]) -> int:
-    """The last tenth of the steps: their mean loss says how well a network was learning in the end."""
+    """The last tenth of the steps, whose mean loss shows how well a network learns at the end."""
     return max(len(record["losses"]["minires"]) // 10, 1)
 
 
 def arguments_of(record: dict[str, Any]) -> Namespace:
-    """Those of the command that made the record."""
+    """The arguments of the command that made the record."""
     return make_parser().parse_args(shlex.split(record["command"])[2:])
 
 
 def title(record: dict[str, Any]) -> str:
-    """What was trained, on what, and by which rule."""
+    """The network, the data and the optimiser, in words."""
     args = arguments_of(record)
     stem = ", ImageNet stem" if args.stem == "imagenet" else ""
     images = f"{args.train_size:,} images of " if args.train_size else ""
@@ -254,7 +254,7 @@ def title(record: dict[str, Any]) -> str:
 
 
 def report(record: dict[str, Any]) -> None:
-    """Print how long the losses agree, and what the networks are worth at the end."""
+    """Print how long the losses agree, and the final losses and accuracies."""
     for names, steps in steps_together(record).items():
         say(f"{names}: losses at most {CLOSE:g} apart for {steps} steps")
     for name, values in record["losses"].items():
@@ -267,7 +267,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """The loss curves, and their differences."""
     figure = new_figure(13, 5, f"{title(record)}: the same training in both libraries")
     left, right = figure.subplots(1, 2)
-    styles = {  # where they coincide all three can be seen: a broad line, a thinner one upon it, and thin dashes
+    styles = {  # visible where they coincide: a broad line, a thinner one upon it, and thin dashes
         "minires": {"color": "tab:blue", "linewidth": 5, "alpha": 0.5},
         "PyTorch, nudged": {"color": "tab:gray", "linewidth": 2},
         "PyTorch": {"color": "tab:orange", "linewidth": 1.5, "linestyle": "--", "zorder": 3},

@@ -1,22 +1,22 @@
-"""The experiment the paper is about: plain networks get worse when they get deeper, residual ones do not.
+"""The paper's main experiment: plain networks get worse with depth, residual networks do not.
 
     python examples/experiments/degradation.py                   # 20 and 56 layers, plain and residual, 5 epochs each
     python examples/experiments/degradation.py --draw FOLDER     # only draw the pictures again, from the files there
 
-Four networks are trained at the same budget by the paper's recipe in short: SGD with momentum 0.9, learning rate 0.1,
-divided by 10 at half and at three quarters of the steps, weight decay 1e-4, batches of 128, crops and flips. All warm
-up over the first 400 steps, as in the paper only ResNet-110 does: with 0.1 from the first step on, ResNet-56 (seed 0)
-said nearly the same of every image after an epoch, and here are few epochs to recover in. Before training, and after
-each epoch, 256 training images go through each network, forward and backward, and two things are noted for every 3x3
-convolution:
+Four networks are trained at the same budget by the paper's recipe, shortened: SGD with momentum 0.9, learning rate 0.1,
+divided by 10 at half and at three quarters of the steps, weight decay 1e-4, batches of 128, crops and flips. All
+networks warm up over the first 400 steps; in the paper only ResNet-110 does. With 0.1 from the first step, ResNet-56
+(seed 0) gave nearly the same output for every image after an epoch, and a short run has few epochs to recover. Before
+training and after each epoch, 256 training images go through each network, forward and backward. Two numbers are noted
+for every 3x3 convolution:
 
-    the norm of its weights' gradient: does the signal from the loss arrive at this layer, and how large?
+    the norm of its weights' gradient: how strongly does the signal from the loss arrive at this layer?
     the standard deviation of its response, after batch norm and before the ReLU: how much does this layer change?
 
-Everything goes to runs/degradation (or --out): a folder for each network, as examples/train_cifar.py writes them, with
-layers.json beside; and the pictures training.png (the paper's figure 6), gradients.png and responses.png (figure 7).
-docs/residual-learning.md tells what they mean. Started again, the program goes on where it was stopped. --network
-trains one of the four only, so that two processes can share the work.
+Everything goes to runs/degradation (or --out): for each network a folder as of examples/train_cifar.py, with
+layers.json; and the pictures training.png (the paper's figure 6), gradients.png and responses.png (figure 7).
+docs/residual-learning.md explains them. Started again, the program continues where it stopped. --network trains one of
+the four only: two processes can share the work.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), section 4.2.
 Exit status: as examples/train_cifar.py.
@@ -51,7 +51,7 @@ RECIPE = {
     "zero_init_last": False, "augmentation": "crop-flip",
 }  # fmt: skip
 WARMUP_STEPS = 400  # at most a quarter of all
-PROBED = 256  # images to look at the layers with
+PROBED = 256  # images that measure the layers
 
 
 def main() -> int:
@@ -98,12 +98,12 @@ def make_parser() -> arguments.Parser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--seed", type=arguments.non_negative_int, default=0)
     add("--out", default="runs/degradation")
-    add("--draw", metavar="FOLDER", help="train nothing, draw what is there")
+    add("--draw", metavar="FOLDER", help="train nothing, draw the runs in FOLDER")
     return parser
 
 
 def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Path) -> None:
-    """Train one of the four to the end, from where it was stopped; its files go to `path`. Raises `Interrupted`."""
+    """Train one of the four networks to the end, in the folder `path`, or continue it. Raises `Interrupted`."""
     kind, depth = network.split("-")
     mr.manual_seed(args.seed)
     model = models.build(int(depth), dataset.num_classes, shortcut=kind == "resnet").to(args.device)
@@ -151,7 +151,7 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
     say(f"{network} on {dataset.name}, {sum(p.size for p in model.parameters()):,} parameters, on {args.device}")
 
     def look_at_layers() -> None:
-        if len(probes) == training.epoch:  # not done before the run was stopped
+        if len(probes) == training.epoch:  # not measured before the run stopped
             twin.load_state_dict(model.state_dict())
             probes.append({"epoch": training.epoch, **probe(twin, images, labels)})
         window = max(len(train_batches) // 10, 1)  # a point of the training curve is the mean of a tenth of an epoch
@@ -173,17 +173,14 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
 def probe(model: nn.Module, images: Any, labels: Any) -> dict[str, list[float]]:
     """For every convolution, in order: the norm of its gradient, and the standard deviation of its response.
 
-    The running statistics of `model` move: it is a copy of the network that is trained.
+    Moves the running statistics of `model`: pass a copy of the trained network.
     """
-    norms = {conv: norm for _, conv, norm in convolutions(model)}
+    layers = convolutions(model)
     spread: dict[nn.Module, float] = {}
 
     def look(module: nn.Module, inputs: tuple, output: mr.Tensor) -> None:
-        if module in norms:  # batch norm's own output will not do: it has the shortcut and the ReLU in it
-            weight, bias = norms[module].weight.data, norms[module].bias.data
-            running = weight.copy(), weight.copy()  # written to, but not used in training mode
-            response = F.batch_norm(output.detach(), mr.Tensor(weight), mr.Tensor(bias), *running, training=True)
-            spread[module] = float(response.data.std())
+        if isinstance(module, nn.BatchNorm2d):
+            spread[module] = float(output.data.std())
 
     model.train()
     model.zero_grad()
@@ -191,8 +188,8 @@ def probe(model: nn.Module, images: Any, labels: Any) -> dict[str, list[float]]:
         loss = F.cross_entropy(model(mr.Tensor(images)), labels)
     loss.backward()
     return {
-        "gradient_norm": [float(np.linalg.norm(mr.device.to_device(conv.weight.grad, "cpu"))) for conv in norms],
-        "response_std": [spread[conv] for conv in norms],
+        "gradient_norm": [float(np.linalg.norm(mr.device.to_device(conv.weight.grad, "cpu"))) for _, conv, _ in layers],
+        "response_std": [spread[norm] for _, _, norm in layers],
     }
 
 
@@ -203,7 +200,7 @@ def convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d]
 
 
 def means(values: list[float], window: int) -> list[float]:
-    """Means of `window` values each; what is left over at the end is not used."""
+    """Means of `window` values each, without the rest at the end."""
     return np.reshape(values[: len(values) // window * window], (-1, window)).mean(axis=1).tolist()
 
 
@@ -226,7 +223,7 @@ def read_layers(path: Path) -> dict[str, Any]:
 
 
 def draw(runs: list[compare.Run], out: Path) -> None:
-    """training.png, gradients.png and responses.png; without matplotlib, say so. Raises `RunError`, `OSError`."""
+    """Draw training.png, gradients.png and responses.png, with matplotlib only. Raises `RunError`, `OSError`."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -241,7 +238,7 @@ def draw(runs: list[compare.Run], out: Path) -> None:
 
 
 def style_of(run: compare.Run) -> dict[str, str]:
-    """A colour for its depth; dashed without shortcuts."""
+    """A colour by depth; dashed without shortcuts."""
     colours = ("tab:orange", "tab:green", "tab:red", "tab:blue", "black", "gray")
     colour = colours[models.resnet_cifar.DEPTHS.index(run.settings["depth"])]
     return {"color": colour, "linestyle": "--" if run.settings["plain"] else "-"}
@@ -290,7 +287,7 @@ def gradient_norms(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Fig
 
 
 def responses(runs: list[compare.Run], layers: list[dict[str, Any]]) -> Figure:
-    """The standard deviation of each layer's response after training, in their order and sorted."""
+    """The standard deviation of each layer's response after training, in the order of the layers and sorted."""
     dataset = runs[0].settings["dataset"]
     figure = new_figure(12, 5, f"Standard deviation of each layer's response after training ({dataset}), as figure 7")
     left, right = figure.subplots(1, 2, sharey=True)

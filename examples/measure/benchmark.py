@@ -1,20 +1,20 @@
-"""How fast is it? minires beside PyTorch on the same work, on this machine's CPU.
+"""The speed of minires beside PyTorch, on the same work, on this machine's CPU.
 
     python examples/measure/benchmark.py                        # the four networks, training and inference
     python examples/measure/benchmark.py resnet20 --rounds 5 --json results.json
     python examples/measure/benchmark.py --scaling              # a step's time against depth and batch size; the data
-    python examples/measure/benchmark.py --show results.json    # the tables of such a file again, nothing measured
+    python examples/measure/benchmark.py --show results.json    # print the tables of a results file, without measuring
 
-A training step is forward, cross-entropy, backward and Adam; inference is `minires.fold(model)` under no_grad against
+A training step is forward, cross-entropy, backward and Adam. Inference is `minires.fold(model)` under no_grad against
 `model.eval()` under inference_mode. PyTorch uses channels_last, its faster layout, and as many threads as minires has
-workers; without PyTorch only minires is timed. Each of the two is a process of its own, and they take turns step by
-step, so that other work on the machine disturbs both alike. `--rounds` times both are started anew.
+workers. Without PyTorch only minires is timed. The two libraries run in processes of their own and take turns step by
+step: other work on the machine disturbs both alike. Each of the `--rounds` starts both processes anew.
 
     ratio    the median of the ratios of two steps in turn: below 1 minires is faster
     memory   the peak of the whole process
     start    seconds from starting Python to the end of the first step: import, model, step
-    floor    milliseconds of the matrix products alone, as minires calls them, on data that is cached: what a training
-             step would take if nothing else took any time
+    floor    milliseconds of the matrix products alone, as minires calls them, on cached data: the time of a training
+             step if nothing else took any time
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=30, help="of timed steps in each round of each case and work")
+    parser.add_argument("--seconds", type=float, default=30, help="timed seconds in each round of each case and work")
     parser.add_argument("--scaling", action="store_true", help="time steps of other depths and batch sizes instead")
     parser.add_argument("--json", metavar="FILE", help="write everything there")
-    parser.add_argument("--show", metavar="FILE", help="print the tables of such a file, and measure nothing")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of a results file, measure nothing")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def about() -> dict[str, Any]:
-    """What every file of measurements begins with: how it was made, when, and on what."""
+    """The head of every file of measurements: the command, the date and the machine."""
     import minires as mr
 
     command = ["python", f"examples/measure/{os.path.basename(sys.argv[0])}", *sys.argv[1:]]
@@ -81,13 +81,13 @@ def about() -> dict[str, Any]:
 
 
 def name_of(case: str) -> str:
-    """Such as "ResNet-20, 32x32, batch 128"."""
+    """The name of a case, such as "ResNet-20, 32x32, batch 128"."""
     depth, _, size, batch_size = CASES[case]
     return f"ResNet-{depth}, {size}x{size}, batch {batch_size}"
 
 
 def compare(cases: list[str], rounds: int, seconds: float) -> dict[str, Any]:
-    """Print the table, a row as soon as it is measured, and return what was measured."""
+    """Print the table, each row once it is measured, and return the measurements."""
     libraries = ["minires"] + ["torch"] * (importlib.util.find_spec("torch") is not None)
     measurements, versions = [], {}
     print(markdown([COLUMNS]))
@@ -116,7 +116,7 @@ COLUMNS = ["network", "work", "minires", "PyTorch", "ratio", "quartiles", "peak 
 
 
 def row(record: dict) -> list[str]:
-    """The cells of a measurement, one for each of COLUMNS; empty where there was no PyTorch to compare with."""
+    """The cells of a measurement, one for each of COLUMNS; empty where PyTorch is missing."""
     ours, torch = record["results"]["minires"], record["results"].get("torch")
     median = statistics.median
     memory, start = f"{median(ours['megabytes']):.0f}", f"{median(ours['start']):.1f}"
@@ -138,7 +138,7 @@ def row(record: dict) -> list[str]:
 
 
 def table(record: dict, columns: int = len(COLUMNS)) -> str:
-    """The first columns of the table of what `compare` returned."""
+    """The table of the record that `compare` returned, its first `columns`."""
     return markdown([cells[:columns] for cells in [COLUMNS, *map(row, record["measurements"])]])
 
 
@@ -152,7 +152,7 @@ def markdown_row(cells: list[str]) -> str:
 
 
 class Process:
-    """A library at work in a process of its own, which makes a step whenever it is asked to."""
+    """A library in a process of its own, which makes a step on request."""
 
     def __init__(self, library: str, case: tuple, work: str):
         from minires.cpu import workers
@@ -173,7 +173,7 @@ class Process:
         return self._read()["seconds"]
 
     def end(self) -> float:
-        """The most memory that the process used, in megabytes."""
+        """End the process; its peak memory, in megabytes."""
         self.process.stdin.close()
         megabytes = self._read()["megabytes"]
         self.process.wait()
@@ -187,7 +187,7 @@ class Process:
 
 
 def serve(library: str, case: tuple, work: str) -> None:
-    """The other end of a Process: a first step, then one for every line that comes in."""
+    """The other end of a Process: a first step, then one step for every input line."""
     depth, stem, size, batch_size = case
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, size, size, 3)).astype(np.float32)
@@ -203,7 +203,7 @@ def serve(library: str, case: tuple, work: str) -> None:
 
 
 def minires_step(depth, stem, images, labels, work) -> tuple[Callable[[], None], str]:
-    """The function to time, and the version."""
+    """The function to time, and the version of minires."""
     import minires as mr
     import minires.functional as F
 
@@ -312,7 +312,7 @@ def floor(case: tuple, work: str) -> float:
 
 
 def scaling() -> dict[str, Any]:
-    """Print and return what a training step takes for many depths and batch sizes, and what a batch of images takes."""
+    """Print and return the times of training steps for many depths and batch sizes, and of making a batch of images."""
     import minires as mr
 
     def milliseconds(depth: int, batch_size: int) -> float:
@@ -361,7 +361,7 @@ def depth_table(record: dict) -> str:
 
 
 def batch_table(record: dict) -> str:
-    """A step's time for an image, against the batch size."""
+    """A step's time per image against the batch size."""
     networks: dict[int, dict[int, float]] = {}
     for entry in record["batch"]:
         networks.setdefault(entry["depth"], {})[entry["batch_size"]] = entry["milliseconds"] / entry["batch_size"]
@@ -372,7 +372,7 @@ def batch_table(record: dict) -> str:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had at once."""
+    """The peak memory of this process, in bytes."""
     try:
         with open("/proc/self/status") as file:  # Linux; ru_maxrss is inherited from the parent there
             return 1024 * next(int(text.split()[1]) for text in file if text.startswith("VmHWM"))

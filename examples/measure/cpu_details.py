@@ -1,21 +1,21 @@
-"""The single claims of docs/fast-cpu.md, each measured by itself: what a trick is worth, where a step's time goes.
+"""The claims of docs/fast-cpu.md, each measured by itself: the gain of a method, the time of each part of a step.
 
     python examples/measure/cpu_details.py                                  # everything: about two minutes
     python examples/measure/cpu_details.py --only products calls            # some of it
     python examples/measure/cpu_details.py --json docs/results/cpu/details.json     # the numbers too
-    python examples/measure/cpu_details.py --show docs/results/cpu/details.json     # the tables again, nothing measured
+    python examples/measure/cpu_details.py --show docs/results/cpu/details.json     # print the tables, measure nothing
 
     products      matrix products: packed by OpenBLAS, in small pieces, in small pieces of panels (matmul.py)
     rounding      im2col and Winograd against the result in float64 (winograd.py)
     losses        the losses of a training, CPU kernels against the reference
-    calls         NumPy calls that say the same, at different speed (elementwise.py)
-    wakeup        how soon a worker starts on what it is given (workers.py)
+    calls         NumPy calls with the same result, at different speed (elementwise.py)
+    wakeup        the delay until a worker starts on its part (workers.py)
     memory        a step with and without memory that stays with the process (workers.py)
-    activations   what a network keeps for backward, with and without branches as one operation (branch.py)
+    activations   the arrays that a network keeps for backward, with and without fused branches (branch.py)
     profile       a training step, by kernel
     choices       a training step with another bound in plan.py
 
-What is measured is the package's own code wherever there is a function for it. Times are medians.
+The programs measure the package's own code wherever the package has a function. Times are medians.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
                         help=f"of {', '.join(SECTIONS)}")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=0.5, help="for each product and call; steps are counted")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    parser.add_argument("--show", metavar="FILE", help="print the tables of such a file, and measure nothing")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of a file of --json, measure nothing")
     args = parser.parse_args()
     if args.show:
         for name, rows in json.loads(Path(args.show).read_text())["sections"].items():
@@ -142,7 +142,7 @@ def products(seconds: float) -> Rows:
 
 
 def multiply(function: Callable, shape: tuple, factors: list[np.ndarray], columns: int, seconds: float) -> list[float]:
-    """The seconds of each time that function(a, factor, out) was called for all factors, by all workers at once."""
+    """The seconds of each round of function(a, factor, out) for all factors, by all workers at once."""
 
     def task(begin: int, end: int) -> list[float]:
         a, out = normal(*shape), np.empty((*shape[:2], columns), np.float32)
@@ -152,7 +152,7 @@ def multiply(function: Callable, shape: tuple, factors: list[np.ndarray], column
 
 
 def repeated(call: Callable[[], Any], seconds: float) -> list[float]:
-    """What each of many calls took, after one that is not counted."""
+    """The seconds of each of many calls, after one that is not counted."""
     call()
     took, end = [], time.perf_counter() + seconds
     while len(took) < 3 or time.perf_counter() < end:
@@ -257,7 +257,7 @@ def losses_table(measured: Rows) -> Table:
 
 
 def short(number: float) -> str:
-    """Such as 2.4e-7."""
+    """A number as text, such as 2.4e-7."""
     return f"{number:.1e}".replace("e-0", "e-") if number else "0"
 
 
@@ -265,7 +265,7 @@ def short(number: float) -> str:
 
 
 def calls(seconds: float) -> Rows:
-    """What somebody might write, and what is written here, on 65,536 floats."""
+    """The obvious call and the package's call, on 65,536 floats."""
     rng = np.random.default_rng(0)
     x, y, dy = rng.standard_normal((3, 4096, 16), np.float32)
     y, out = np.maximum(y, 0), np.empty_like(x)
@@ -415,7 +415,7 @@ def memory_table(measured: Rows) -> Table:
 
 
 def activations(seconds: float) -> Rows:
-    """What Python and NumPy hold more after forward than before it. The same on every machine."""
+    """The memory that Python and NumPy hold after forward, minus that before. The same on every machine."""
     row: dict[str, Any] = {"case": "resnet101", "megabytes": {}}
     depth, stem, size, batch_size = benchmark.CASES["resnet101"]
     x, labels = mr.Tensor(normal(batch_size, size, size, 3)), np.arange(batch_size) % 10
@@ -477,7 +477,7 @@ REST = "waiting, Python, and the rest"
 
 
 class Clock:
-    """Seconds of all threads together, by group. What a group calls of another group counts for that one only."""
+    """Seconds of all threads together, by group. A call into another group counts for the called group only."""
 
     def __init__(self) -> None:
         self.threads: list[Counter] = []

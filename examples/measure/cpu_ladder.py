@@ -1,8 +1,8 @@
-"""The ladder of docs/fast-cpu.md: how long a training step takes with each idea of minires/cpu added.
+"""The ladder of docs/fast-cpu.md: the time of a training step as each idea of minires/cpu is added.
 
     python examples/measure/cpu_ladder.py                       # ResNet-18, batch 64
     python examples/measure/cpu_ladder.py --depth 101 --batch-size 32 --json ladder.json
-    python examples/measure/cpu_ladder.py --show ladder.json    # the table again, nothing measured
+    python examples/measure/cpu_ladder.py --show ladder.json    # print the table, measure nothing
 
 Every rung runs in a process of its own, in turns, `--rounds` times; the table shows the median step of all rounds.
 A step is forward, loss, backward and Adam, on random 32x32 images.
@@ -26,7 +26,7 @@ import minires.functional as F
 from examples.measure import benchmark
 from minires import models, nn, optim
 
-RUNGS = [  # what is new, environment variables, whether a residual branch is computed at one go
+RUNGS = [  # the new idea, environment variables, whether residual branches are fused
     ("the reference, with BLAS's own threads", {"MINIRES_KERNELS": "reference"}, False),
     ("one worker, chunks that stay in the cache", {"MINIRES_THREADS": "1", "MINIRES_CONV": "direct"}, False),
     ("a worker for every core", {"MINIRES_CONV": "direct"}, False),
@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int, choices=models.DEPTHS, default=18)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps in each round, after one that is not timed")
-    parser.add_argument("--json", metavar="FILE", help="write every time there, in seconds")
-    parser.add_argument("--show", metavar="FILE", help="print the table of such a file, and measure nothing")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps in each round, after an untimed one")
+    parser.add_argument("--json", metavar="FILE", help="write every time to FILE, in seconds")
+    parser.add_argument("--show", metavar="FILE", help="print the table of a file of --json, measure nothing")
     parser.add_argument("--rung", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rung is not None:

@@ -1,7 +1,7 @@
-"""One command for a machine with a GPU: is everything right, and how fast is it?
+"""The check of a machine with a GPU, in one command: correctness, and speed.
 
-    python examples/measure/gpu_check.py --out DIR --plan find       # 200 s: what is wrong?
-    python examples/measure/gpu_check.py --out DIR --plan measure    # 420 s: how fast is it, and PyTorch beside it?
+    python examples/measure/gpu_check.py --out DIR --plan find       # 200 s: faults
+    python examples/measure/gpu_check.py --out DIR --plan measure    # 420 s: times, with PyTorch beside them
     python examples/measure/gpu_check.py --out DIR --plan find --device cpu --tiny    # a trial on the simulated GPU
 
     find      smoke         versions, registers of every kernel, matrix products, a graph, recorded steps
@@ -10,18 +10,18 @@
     measure   steps         training steps: as a CUDA graph, and eager
               convolutions  each convolution of the ResNets, with and without columns, against float64
               torch         the same steps in PyTorch: eager, channels last, and compiled
-              ceilings      copy bandwidth, matrix products: what this GPU can do
+              ceilings      copy bandwidth, matrix products: the limits of this GPU
               training      ResNet-18 and ResNet-101 on CIFAR-10, if the files are in --data-dir
 
-`--stages` runs any of these stages. Minutes with a GPU are rare. So every stage is a process of its own, with its share
-of the time that is left. A stage tries each of its cases once, and writes the result as a line of DIR/PLAN.jsonl right
-away. A case that hangs, crashes or breaks the CUDA context costs only itself: the rest of the stage goes on in a new
-process. At the end the check prints a table of at most 60 lines, and writes the table to DIR/PLAN.txt. Below the table
-it prints what is known of the first faults.
+`--stages` runs any of these stages. Minutes with a GPU are rare: every stage is a process of its own, with its share of
+the remaining time. A stage tries each of its cases once and writes the result at once, as a line of DIR/PLAN.jsonl. A
+case that hangs, crashes or breaks the CUDA context costs only itself: the rest of the stage goes on in a new process.
+At the end the check prints a table of at most 60 lines and writes the table to DIR/PLAN.txt. Details of the first
+faults follow below the table.
 
 This file starts the processes and prints the table. The stages are in gpu/: `python -m examples.measure.gpu.stage` runs
-one of them, in the root of the checkout. This file imports only the standard library: a package that cannot be imported
-is a fault of a stage, and stands in the table.
+one of them, in the root of the checkout. This file imports only the standard library: an import that fails is then a
+fault of a stage, shown in the table.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ GRACE = 10  # seconds that a stage has to end by itself, once its time is up
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages and print the table; 0 if no stage has failed and no result is wrong, 1 otherwise."""
+    """Run the stages and print the table; return 0 if no stage has failed and no result is wrong, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for PLAN.jsonl and PLAN.txt")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--plan", choices=PLANS, help="what is wrong, or how fast is it?")
+    what.add_argument("--plan", choices=PLANS, help="find faults, or measure times")
     what.add_argument("--stages", nargs="+", choices=SHARES, help="these only")
     parser.add_argument("--budget", type=float, help="seconds for everything (default: the plan's; for --stages: 200)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the simulated GPU")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a trial of this script, not for figures")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the CIFAR-10 files are")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try this script; the times mean nothing")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the CIFAR-10 files")
     args = parser.parse_args(arguments)
     args.out, args.data_dir = args.out.resolve(), args.data_dir.resolve()  # the stages run in another folder
     stages, seconds = PLANS[args.plan] if args.plan else (tuple(dict.fromkeys(args.stages)), 200)
@@ -135,7 +135,7 @@ def _run_cases(stage: str, path: Path, args: argparse.Namespace, end: float) -> 
 
 
 def is_ours(stage: str) -> bool:
-    """Whether what fails in a stage is a fault of minires: what PyTorch cannot do, or not in time, is none."""
+    """Whether a failure in a stage is a fault of minires; a failure of PyTorch is not."""
     return stage != "torch"
 
 
@@ -189,13 +189,13 @@ def _run_process(stage: str, options: dict[str, Any], tiny: bool, limit: float, 
 
 
 def note_progress(path: Path, done: int, running: str | None) -> None:
-    """How many cases of a stage are done, and which one runs. Whole, whenever the process is killed."""
+    """Write how many cases of a stage are done, and which one runs. The file is whole, whenever the process dies."""
     path.with_suffix(".new").write_text(json.dumps([done, running]))
     path.with_suffix(".new").replace(path)
 
 
 def append(path: Path, **line: Any) -> None:
-    """One more line of a record."""
+    """Append a line to a record."""
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -215,7 +215,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(records: dict[str, dict[str, Any]]) -> list[str]:
-    """Lines for a reader: every stage with its status; then its rows, the most important ones if there are too many."""
+    """Lines for a reader: every stage with its status, then its rows, or only the most important rows."""
     machine = next((r["machine"] for r in records.values() if "machine" in r), {})
     lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
     room = LINES - 1 - 2 * len(records)
@@ -244,7 +244,7 @@ def table(records: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def faults(records: dict[str, dict[str, Any]], most: int = 6, lines: int = 24) -> Sequence[str]:
-    """What is known of the first faults, two of a stage: the ends of their tracebacks, or what was got and expected."""
+    """Details of the first faults, two per stage: the ends of their tracebacks, or the results and expected values."""
     found, text = [], []
     for stage, record in records.items():
         rows = [row for row in record["rows"] if row.get("wrong")]

@@ -1,12 +1,12 @@
-"""What the compiler makes of the CUDA kernels: registers, spills, shared memory, and the loops' machine code.
+"""The compiled CUDA kernels: registers, spills, shared memory, and the loops' machine code.
 
     python examples/measure/machine_code.py > docs/results/machine-code.md
 
-Needs no GPU, but CuPy, NVRTC and nvdisasm: pip install -e '.[cuda-compile]'.
+Needs CuPy, NVRTC and nvdisasm, but no GPU: pip install -e '.[cuda-compile]'.
 
-A multiprocessor has 65,536 registers. Two blocks of 256 threads fit if a thread has at most 128 of them, and only with
-two can one multiply while the other waits. A loop hides the latency of memory (some 500 cycles) if what it loads for
-the next step is not used before this step's last multiplication: at the first use a warp waits.
+A multiprocessor has 65,536 registers. Two blocks of 256 threads fit if a thread has at most 128 registers. With two
+blocks one can multiply while the other waits. A warp waits for a load at the first use of the loaded value. A loop
+hides the latency of memory (some 500 cycles) if this first use comes after the step's last multiplication.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def variants(tiny: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class Resources(NamedTuple):
-    """What a thread, and for `shared` a block, of a kernel takes."""
+    """The resources of a kernel: per thread, and for `shared` per block."""
 
     registers: int
     spilled: int  # bytes

@@ -1,11 +1,11 @@
-"""Counts what a reader of minires has to read: the path of one training step, the reading order, the package.
+"""Counts the lines that a reader of minires reads: the path of one training step, the reading order, the package.
 
     python examples/measure/reading.py
 
-Three tables. The first follows one training step through the package with `sys.settrace`: which files and functions the
-step enters, how long they are, and how many of their lines run. The second counts the reading order, from
-minires/__init__.py to the training loop. The third counts the parts of the package; docs/contributing.md says what they
-are.
+Three tables. The first follows one training step through the package with `sys.settrace`: the files and functions that
+the step enters, their length, and the number of their lines that run. The second counts the reading order, from
+minires/__init__.py to the training loop. The third counts the parts of the package, which docs/contributing.md
+describes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import minires as mr
 import minires.functional as F
 from minires import data, models, optim
+from minires.nn import fused
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "minires"
@@ -109,7 +110,7 @@ def training_step(depth: int, kernels: str) -> Callable[[], None]:
         finally:
             mr.kernels.use("auto")
 
-    step()  # what happens only once is not counted
+    step()  # work that happens only once is not counted
     return step
 
 
@@ -200,7 +201,7 @@ def imports_of_backends() -> list[str]:
 
 def most_arguments() -> int:
     """Of the calls by which nn/branch.py and a backend speak to each other."""
-    protocols = (mr.reference.Branch, mr.reference.EvaluateBranch, mr.reference.BranchBackward)
+    protocols = (fused.Branch, fused.EvaluateBranch, fused.BranchBackward)
     return max(len(inspect.signature(protocol.__call__).parameters) - 1 for protocol in protocols)
 
 

@@ -1,11 +1,11 @@
-"""What a training step must cost at least: its operations and bytes, and the time these take on a GPU that wastes none.
+"""The least cost of a training step: its operations and bytes, and their time on a GPU that wastes none.
 
     python examples/measure/roofline.py            # the table of docs/fast-cuda.md
 
-Every product and every pass over memory takes as long as the slower of its two needs: multiply-adds at the GPU's peak,
-or bytes at its bandwidth (Williams, Waterman and Patterson 2009, Roofline). The floor of a step is the sum over all of
-them, since each is a launch of its own. Caches larger than an array, launch costs and idle multiprocessors are left
-out; so are the pooling, the classifier and the shortcut of option A, which are below 1 %.
+The floor of a product, or of a pass over memory, is the longer of two times: the multiply-adds at the GPU's peak rate,
+or the bytes at the GPU's bandwidth (Williams, Waterman and Patterson 2009, Roofline). The floor of a step is the sum
+over all products and passes, since each is a launch of its own. Caches larger than an array, launch costs and idle
+multiprocessors are left out. The pooling, the classifier and the shortcut of option A, below 1 %, are left out too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The networks of minires.models in PyTorch, under the same names: for comparisons only (benchmark.py, the tests).
 
-PyTorch is never needed by minires itself.
+minires itself never needs PyTorch.
 """
 
 from __future__ import annotations

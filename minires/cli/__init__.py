@@ -1,4 +1,4 @@
-"""The command line: `minires`, and what the programs in examples/ share with it.
+"""The command line: `minires`, and the parts that the programs in examples/ share with the command.
 
 Reading order: any time: arguments.py, info.py, predict.py, commands.py.
 """

@@ -1,4 +1,4 @@
-"""What the command lines of examples/ share: numbers that are checked, and errors of one line.
+"""What the command lines of examples/ share: checked numbers, and errors of one line.
 
 Reading order: any time; examples/train_cifar.py uses it.
 """
@@ -71,7 +71,7 @@ def _number(kind: type, text: str, least: float, below: float, expected: str) ->
 
 
 def run(main: Callable[[], int]) -> int:
-    """`main()`, with every expected failure as one line on stderr and an exit status.
+    """`main()`, with one line on stderr and an exit status for every expected failure.
 
     1: training failed, out of memory, a full disk; 2: unusable data, weights or checkpoints, or none; 130: Ctrl-C.
     """
@@ -95,7 +95,7 @@ def run(main: Callable[[], int]) -> int:
 
 
 def choose_device(parser: Parser, wanted: str) -> str:
-    """The device for `wanted` "auto", "cpu" or "cuda". A GPU that is asked for and does not work is an error."""
+    """The device for `wanted` "auto", "cpu" or "cuda". "cuda" without a usable GPU is an error."""
     if wanted == "cuda" and not cuda.is_available():
         parser.error(f"argument --device: 'cuda' is not usable: {cuda.why_not()}")
     if wanted == "auto":
@@ -104,7 +104,7 @@ def choose_device(parser: Parser, wanted: str) -> str:
 
 
 def use_precision(parser: Parser, choice: str) -> None:
-    """Compute in `choice`, see `kernels.use_precision`; an error where this GPU, or a missing package, forbids it."""
+    """Compute in `choice`, see `kernels.use_precision`; an error if the GPU cannot, or a package is missing."""
     try:
         kernels.use_precision(choice)
     except RuntimeError as error:
@@ -112,6 +112,6 @@ def use_precision(parser: Parser, choice: str) -> None:
 
 
 def check_stem(parser: Parser, depth: int, stem: str) -> None:
-    """Refuse another stem for a network that has its own."""
+    """Refuse --stem imagenet for a network that has a stem of its own."""
     if stem == "imagenet" and depth in resnet_cifar.DEPTHS:
         parser.error(f"argument --stem: ResNet-{depth} has a stem of its own; 'imagenet' is for depths 18 to 152")

@@ -6,7 +6,7 @@
     minires summary --depth 101                                   a network, layer by layer
     minires info                                                  versions, device, kernels, threads
 
-Exit status: 0 done; 1 done, but some files were no images; 2 unusable arguments or weights; 130 interrupted.
+Exit status: 0 done; 1 done, some files were no images; 2 unusable arguments or weights; 130 interrupted.
 
 Reading order: after predict.py.
 """
@@ -35,7 +35,7 @@ from minires.train import compare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status."""
+    """Run the command and return the exit status."""
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:
@@ -65,16 +65,16 @@ def make_parser() -> cli.Parser:
     add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=50, help="for --weights imagenet")
     add("--top", type=cli.positive_int, default=5, metavar="K", help="show the K most probable classes")
     add("--format", choices=("text", "csv", "json"), default="text")
-    add("--output", metavar="FILE", help="write there, not to the terminal")
+    add("--output", metavar="FILE", help="write to FILE, not to the terminal")
     add("--batch-size", type=cli.positive_int, default=32)
-    add("--image-size", type=cli.image_size, help="(default: what the network was trained with)")
-    add("--classes", metavar="FILE", help="names of the classes, one a line (default: what is noted in the weights)")
+    add("--image-size", type=cli.image_size, help="(default: the size that the network was trained with)")
+    add("--classes", metavar="FILE", help="names of the classes, one per line (default: those noted in the weights)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     add = commands.add_parser("report", help="compare runs: a table, and curves in one figure").add_argument
-    add("runs", nargs="+", metavar="RUN", help="folders that examples/train_cifar.py wrote, ended or not")
-    add("--out", default="report.png", metavar="FILE", help="of the figure (default: report.png; .svg, .pdf, ...)")
-    add("--format", choices=("text", "markdown"), default="text", help="of the table")
+    add("runs", nargs="+", metavar="RUN", help="folders of examples/train_cifar.py, finished or not")
+    add("--out", default="report.png", metavar="FILE", help="the figure's file (default: report.png; .svg, .pdf, ...)")
+    add("--format", choices=("text", "markdown"), default="text", help="format of the table")
 
     add = commands.add_parser("summary", help="a network, layer by layer").add_argument
     add("--depth", type=int, choices=models.DEPTHS, default=101)
@@ -115,7 +115,7 @@ def predict(parser: cli.Parser, args: Namespace) -> int:
                     yield path, _top(probabilities, classifier.classes, args.top)
                 bar.update(len(paths))
 
-    # A file's name may be no UTF-8: its bytes are written as they are; in JSON, which is text, as an escape.
+    # A file name that is no UTF-8 is written as its bytes; in JSON, which is text, as an escape.
     errors = "backslashreplace" if args.format == "json" else "surrogateescape"
     if args.output:
         text = io.StringIO()
@@ -132,7 +132,7 @@ def predict(parser: cli.Parser, args: Namespace) -> int:
 
 
 def _note(line: str) -> None:
-    """A line to stderr, above the progress bar: stdout is for the results."""
+    """Print a line to stderr, above the progress bar: stdout is for the results."""
     tqdm.write(line, file=sys.stderr)
 
 

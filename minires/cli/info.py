@@ -1,4 +1,4 @@
-"""What `minires.info` and `minires info` say of this machine.
+"""The description of this machine that `minires.info` and `minires info` give.
 
 Reading order: any time.
 """
@@ -18,7 +18,7 @@ from minires.nn.summary import format_bytes
 
 
 def info() -> dict[str, Any]:
-    """What this machine runs minires with: versions, processor, devices, kernels and threads."""
+    """What minires runs on and with: versions, processor, devices, kernels and threads."""
     from threadpoolctl import threadpool_info
 
     versions = {
@@ -29,7 +29,8 @@ def info() -> dict[str, Any]:
     if cuda.is_available():
         versions["cupy"] = importlib.import_module("cupy").__version__
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    threads = max((pool["num_threads"] for pool in blas), default=1)
+    backend_threads = kernels.part("threads", "cpu")
+    threads = backend_threads() if backend_threads else max((pool["num_threads"] for pool in blas), default=1)
     return {
         "versions": versions,
         "platform": platform.platform(),
@@ -39,12 +40,12 @@ def info() -> dict[str, Any]:
         "gpu": _gpu() if cuda.is_available() else None,
         "kernels": {"cpu": kernels.in_use("cpu"), "cuda": kernels.in_use("cuda")},
         "blas": [f"{pool['internal_api']} {pool['version']}" for pool in blas],
-        "threads": kernels.part("threads", "cpu")() if kernels.part("threads", "cpu") else threads,
+        "threads": threads,
     }
 
 
 def _gpu() -> dict[str, Any]:
-    """Its name, compute capability and memory, and the precision in which the kernels compute on it."""
+    """The GPU's name, compute capability and memory, and the precision of the kernels."""
     cupy = importlib.import_module("cupy")
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
@@ -56,7 +57,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, where Linux tells; elsewhere what Python knows."""
+    """The processor's name, from Linux; elsewhere from Python."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(text.split(":")[1].strip() for text in file if text.startswith("model name"))

@@ -1,7 +1,7 @@
 """From an image file to class names: what `minires predict` and examples/extract_features.py share.
 
-An image has to be prepared as those the network was trained on: turned as the camera says, scaled, cut, normalised.
-How, and what the classes are called, is looked for beside the weights: in the notes that a run of minires leaves.
+An image is prepared like the training images of the network: rotated by its EXIF tag, scaled, cropped, normalised.
+The sizes, the normalisation and the class names come from the notes that a run of minires leaves beside the weights.
 
 Reading order: after models/recognise.py. Next: commands.py.
 """
@@ -36,8 +36,8 @@ class ImageError(DataError):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image becomes an input: the shorter side scaled to `resize`, the middle `size` x `size` cut out, then
-    (pixel / 255 - mean) / std."""
+    """How an image becomes an input: scale the shorter side to `resize`, crop the middle `size` x `size`, normalise
+    by (pixel / 255 - mean) / std."""
 
     resize: int
     size: int
@@ -45,10 +45,10 @@ class Preparation:
     std: tuple[float, ...]
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """uint8 (size, size, 3) of an RGB image of any size."""
+        """An RGB image of any size as uint8 (size, size, 3)."""
         width, height = image.size
         short = min(width, height)
-        if max(width, height) > 8 * short:  # scaled as a whole, a strip of 1 x 10,000 pixels would take gigabytes
+        if max(width, height) > 8 * short:  # scaling a whole strip of 1 x 10,000 pixels would take gigabytes
             image = ImageOps.fit(image, (min(width, 8 * short), min(height, 8 * short)))
             width, height = image.size
         scaled = (max(self.resize * width // short, self.resize), max(self.resize * height // short, self.resize))
@@ -57,12 +57,12 @@ class Preparation:
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 (N, size, size, 3) of uint8."""
+        """uint8 (N, size, size, 3) -> float32 of the same shape."""
         return (pixels / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The image at `path`, RGB, upright, on white where it is transparent. Raises `ImageError`."""
+    """The image at `path` in RGB: upright, transparent parts on white. Raises `ImageError`."""
     try:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image))
@@ -77,7 +77,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as RGB: grey of 8, 16 or 32 bits, palettes, CMYK, transparency."""
-    if image.mode[0] in "IF":  # Pillow would cut 16-bit grey off at 255, which leaves a white image
+    if image.mode[0] in "IF":  # Pillow would clip 16-bit grey at 255: a white image
         grey = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         largest = np.abs(grey).max(initial=0)
         if image.mode.startswith("I;16"):
@@ -104,7 +104,7 @@ class Classifier:
     classes: tuple[str, ...]
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, K) for uint8 images (N, size, size, 3)."""
+        """uint8 images (N, size, size, 3) -> (N, K)."""
         device = next(self.model.parameters()).device
         with no_grad():
             return F.softmax(self.model(Tensor(self.preparation.normalise(pixels)).to(device))).numpy()
@@ -118,13 +118,13 @@ def open_classifier(
     device: str = "cpu",
     log: Callable[[str], None] = print,
 ) -> Classifier:
-    """The network in `weights`, and how it wants its images.
+    """The network in `weights`, with the preparation of its images and the names of its classes.
 
-    weights     the folder of a run, a file of weights of any ResNet, or "imagenet"
-    depth       of the network, for "imagenet" only: others are recognised
-    classes     names of the classes, image_size: what the network is given; both rather than what is noted
+    weights              the folder of a run, a file of weights of any ResNet, or "imagenet"
+    depth                of the network, for "imagenet" only: other networks are recognised
+    classes, image_size  names, and the size of the input; None: those noted beside the weights
 
-    `log` is told what had to be assumed. Raises `WeightsError`, or `FileNotFoundError`.
+    `log` gets a line for each assumption. Raises `WeightsError`, or `FileNotFoundError`.
     """
     path = imagenet_file(depth, log) if str(weights) == "imagenet" else weights_file(weights)
     model = from_weights(path, log)
@@ -155,13 +155,13 @@ def open_classifier(
     if len(names) != count:
         raise WeightsError(f"{path}: has {count} classes, {len(names)} names are given")
     size = image_size or notes.get("image_size") or (32 if small else IMAGENET_SIZE)
-    # ImageNet's networks are tested on the middle of an image; ours on the whole of it.
+    # ImageNet's networks are tested on the middle of an image; ours on the whole image.
     resize = IMAGENET_RESIZE * size // IMAGENET_SIZE if count == 1000 and not small else size
     return Classifier(fold(model).to(device), Preparation(resize, size, tuple(mean), tuple(std)), names)
 
 
 def _notes(path: Path) -> dict[str, Any]:
-    """What a run of minires noted beside the weights (config.json) and in them; {} for files from elsewhere."""
+    """The notes of a run beside the weights (config.json) and in their file; {} for files from elsewhere."""
     notes: dict[str, Any] = {}
     for text in (_config(path), read_metadata(path).get("minires", "{}")):
         try:
@@ -172,7 +172,7 @@ def _notes(path: Path) -> dict[str, Any]:
             notes |= found.get("settings", {}) if isinstance(found.get("settings"), dict) else {}
             notes |= found
     if not all(isinstance(notes.get(name), list) and len(notes[name]) == 3 for name in ("mean", "std")):
-        notes.pop("mean", None)  # one without the other is of no use
+        notes.pop("mean", None)  # mean and std are only used together
     if not isinstance(notes.get("classes"), list):
         notes.pop("classes", None)
     if type(notes.get("image_size")) is not int or notes["image_size"] < 1:  # True is an int too
@@ -188,7 +188,7 @@ def _config(path: Path) -> str:
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files among `paths`, and those in the folders among them, at any depth, but no hidden ones; in order."""
+    """The files in `paths`, then those in its folders, at any depth, in order; hidden files are left out."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -202,7 +202,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 def batches(
     files: Sequence[Path], preparation: Preparation, batch_size: int, skip: Callable[[ImageError], None]
 ) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """(files, uint8 (n, size, size, 3)) for `batch_size` files at a time; `skip` is told of what is no image."""
+    """(files, uint8 (n, size, size, 3)) for `batch_size` files at a time; `skip` gets the error of each bad file."""
     for start in range(0, len(files), batch_size):
         chunk, pixels = [], []
         for path in files[start : start + batch_size]:

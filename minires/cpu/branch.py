@@ -38,7 +38,8 @@ from minires.cpu.elementwise import (
     zeros,
 )
 from minires.cpu.workers import parallel, scratch
-from minires.reference import BranchBackward, BranchLayer, InferenceLayer, output_size
+from minires.nn.fused import BranchBackward, BranchLayer, InferenceLayer
+from minires.reference import output_size
 
 Vectors = tuple[np.ndarray, np.ndarray]  # two numbers for each channel
 
@@ -54,7 +55,7 @@ class _Saved(NamedTuple):
 def branch(
     x: np.ndarray, layers: Sequence[BranchLayer], shortcut: np.ndarray | None, relu: bool
 ) -> tuple[np.ndarray, list[Vectors], BranchBackward]:
-    """See reference.Branch."""
+    """See nn.fused.Branch."""
     source, shape, saved = Images(np.ascontiguousarray(x)), x.shape, []
     for layer in layers:
         y = np.empty((shape[0], *output_size(shape, *layer.geometry), layer.weight.shape[3]), np.float32)
@@ -65,11 +66,12 @@ def branch(
     statistics = [(mean, var) for _, mean, var in saved]
     has_shortcut = shortcut is not None
     z = _join(layers[-1], saved[-1], shortcut, relu)
+    mask = z if relu else None  # without the ReLU backward does not need z
 
     def backward(
         dz: np.ndarray, need_dx: bool, shortcut_is_x: bool, out: Sequence[np.ndarray | None]
     ) -> tuple[np.ndarray | None, list[np.ndarray], np.ndarray | None]:
-        g, sums = _reduce_join(np.ascontiguousarray(dz), z, saved[-1], relu)
+        g, sums = _reduce_join(np.ascontiguousarray(dz), mask, saved[-1])
         dx, gradients = _backward(g, sums, x, layers, saved, need_dx, g if shortcut_is_x else None, out)
         return dx, gradients, g if has_shortcut and not shortcut_is_x else None
 
@@ -79,7 +81,7 @@ def branch(
 def evaluate_branch(
     x: np.ndarray, layers: Sequence[InferenceLayer], shortcut: np.ndarray | None, relu: bool
 ) -> np.ndarray:
-    """See reference.EvaluateBranch. Each chunk is scaled, shifted and masked while the chunk is cached."""
+    """See nn.fused.EvaluateBranch. Each chunk is scaled, shifted and masked while the chunk is cached."""
     x = np.ascontiguousarray(x)
     for i, (weight, geometry, scale, shift) in enumerate(layers):
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
@@ -100,7 +102,7 @@ def _backward(
     added: np.ndarray | None,
     out: Sequence[np.ndarray | None],
 ) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    """dx (None if not needed), and the list of the layers' gradients, see reference.BranchBackward.
+    """dx (None if not needed), and the list of the layers' gradients, see nn.fused.BranchBackward.
 
     g, sums   the gradient of the last batch norm's output, and (Σ g, Σ g (y - mean)) of it
     added     what is added to dx, while each chunk of dx is cached: the shortcut's gradient, if the shortcut was x
@@ -297,18 +299,22 @@ def _join(layer: BranchLayer, last: _Saved, shortcut: np.ndarray | None, relu: b
     return z
 
 
-def _reduce_join(dz: np.ndarray, z: np.ndarray, last: _Saved, relu: bool) -> tuple[np.ndarray, Vectors]:
-    """g, the gradient of batch_norm(y) and of the shortcut, and (Σ g, Σ g (y - mean)) per channel."""
-    r, channels = _rows_of(z), z.shape[3]
-    g = np.empty_like(z) if relu else dz
-    g_rows, dz_rows, z_rows, y_rows = (wide(array, r) for array in (g, dz, z, last.y))
+def _reduce_join(dz: np.ndarray, z: np.ndarray | None, last: _Saved) -> tuple[np.ndarray, Vectors]:
+    """g, the gradient of batch_norm(y) and of the shortcut, and (Σ g, Σ g (y - mean)) per channel.
+
+    z   the branch's output, if it ends in a ReLU
+    """
+    r, channels = _rows_of(dz), dz.shape[3]
+    g = dz if z is None else np.empty_like(dz)
+    g_rows, dz_rows, y_rows = (wide(array, r) for array in (g, dz, last.y))
+    z_rows = None if z is None else wide(z, r)
 
     def part(begin: int, end: int) -> GradientSums:
         sums = GradientSums(last.mean, r)
-        for chunk in chunks(begin, end, z_rows.shape[1]):
-            if relu:
+        for chunk in chunks(begin, end, g_rows.shape[1]):
+            if z_rows is not None:
                 mask_gradient(dz_rows[chunk], z_rows[chunk], out=g_rows[chunk])
             sums.add(g_rows[chunk], y_rows[chunk])
         return sums
 
-    return g, GradientSums.merged(parallel(part, z_rows.shape[0]), channels)
+    return g, GradientSums.merged(parallel(part, g_rows.shape[0]), channels)

@@ -35,7 +35,7 @@ from minires.cuda.images import crop_and_flip, make_batch, normalize
 from minires.cuda.linear import linear, linear_backward
 from minires.cuda.loss import cross_entropy, cross_entropy_backward
 from minires.cuda.memory import step_bytes
-from minires.cuda.optimizers import adam_update, make_schedule, sgd_update
+from minires.cuda.optimizers import adam_update, prepare_lr, sgd_update
 from minires.cuda.pooling import (
     avg_pool2d,
     avg_pool2d_backward,

@@ -39,12 +39,19 @@ def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
 
 
 def update_running_statistics(
-    running_mean: Array, running_var: Array, batches: Array | None, mean: Array, var: Array, count: int, momentum: float
+    running_mean: Array,
+    running_var: Array,
+    num_batches_tracked: Array | None,
+    mean: Array,
+    var: Array,
+    count: int,
+    momentum: float,
 ) -> None:
     """See reference.update_running_statistics; one launch, which counts the batch too."""
     program("batch_norm")["update_running_statistics"](
-        (-(-mean.size // THREADS),), (THREADS,), running_mean=running_mean, running_var=running_var, batches=batches,
-        mean=mean, var=var, momentum=momentum, unbiased=count / (count - 1), channels=mean.size,
+        (-(-mean.size // THREADS),), (THREADS,), running_mean=running_mean, running_var=running_var,
+        batches=num_batches_tracked, mean=mean, var=var, momentum=momentum, unbiased=count / (count - 1),
+        channels=mean.size,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from minires.cuda import convolution, precision
 from minires.cuda.batch_norm import batch_norm_statistics, normalise_add_relu, normalise_add_relu_backward
 from minires.cuda.elementwise import accumulate, convert, scale_and_shift
 from minires.device import Array
-from minires.reference import BranchBackward, BranchLayer, InferenceLayer
+from minires.nn.fused import BranchBackward, BranchLayer, InferenceLayer
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Saved:
 def branch(
     x: Array, layers: Sequence[BranchLayer], shortcut: Array | None, relu: bool
 ) -> tuple[Array, list[tuple[Array, Array]], BranchBackward]:
-    """See reference.Branch. The backward can be called once: it frees what forward has kept."""
+    """See nn.fused.Branch. The backward can be called once: it frees what forward has kept."""
     z = convert(x, precision.activation())
     added = None if shortcut is None else convert(shortcut, precision.activation())
     saved = []
@@ -50,11 +50,11 @@ def branch(
     statistics = [(layer.mean, layer.var) for layer in saved]
     # A partial, not a closure: that would keep x, the shortcut and y alive too.
     dtypes = x.dtype.name, None if shortcut is None else shortcut.dtype.name
-    return z, statistics, partial(_backward, z, layers, saved, dtypes, relu)
+    return z, statistics, partial(_backward, z if relu else None, layers, saved, dtypes, relu)
 
 
 def _backward(
-    z: Array,
+    z: Array | None,
     layers: Sequence[BranchLayer],
     saved: list[_Saved],
     dtypes: tuple[str, str | None],
@@ -64,7 +64,7 @@ def _backward(
     shortcut_is_x: bool,
     out: Sequence[Array | None],
 ) -> tuple[Array | None, list[Array], Array | None]:
-    """See reference.BranchBackward.
+    """See nn.fused.BranchBackward.
 
     saved   what each layer has kept; it is emptied on the way
     dtypes  of x, and of the shortcut if there was one
@@ -99,7 +99,7 @@ def _backward(
 
 
 def evaluate_branch(x: Array, layers: Sequence[InferenceLayer], shortcut: Array | None, relu: bool) -> Array:
-    """See reference.EvaluateBranch."""
+    """See nn.fused.EvaluateBranch."""
     z = convert(x, precision.activation())
     shortcut = None if shortcut is None else convert(shortcut, precision.activation())
     for i, layer in enumerate(layers):

@@ -1,11 +1,11 @@
 """A whole training step as one launch: a CUDA graph.
 
 Launching a kernel costs the host some microseconds. A step of ResNet-20 launches 255 kernels, and many of them run for
-less than that: the GPU waits for Python. A graph is recorded once, by running the step while the stream only takes
-notes, and then replayed with one call. What a replay asks of the step:
+a shorter time than their launch takes: the GPU waits for Python. A graph is recorded once and then replayed with one
+call. While recording, the stream captures the step's launches instead of running them. A replay requires of the step:
 
-    the same arrays every time     inputs are copied into fixed ones, and memory comes from a pool of the graph's own:
-                                   what was freed during the recording is used by the replay, and by nobody else
+    the same arrays every time     inputs are copied into fixed arrays, and memory comes from a pool of the graph's own:
+                                   the replay uses memory freed during the recording, and nothing else may use it
     no numbers that change         learning rate and step count are read from the device (optimizers.cu)
     no counting in Python          batch norm's batches are counted on the device (batch_norm.cu)
     nothing that waits or copies   losses are collected on the device (loss.cu, record_step)
@@ -27,18 +27,18 @@ from minires.cuda import blas
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 _recorders: WeakSet[Recorder] = WeakSet()
-# CuPy never gives back what lies in a pool that is gone. So a recorder leaves its pool here, until that is empty.
+# CuPy never frees the memory of a deleted pool. A recorder therefore leaves its pool here until the pool is empty.
 _left_behind: list[Any] = []
 
 
 def pools_bytes() -> int:
-    """What the pools of all graphs have taken from the device, beside CuPy's default pool."""
+    """The bytes that the pools of all graphs hold on the device, beside CuPy's default pool."""
     return sum(pool.total_bytes() for pool in [*(recorder.pool for recorder in _recorders), *_left_behind])
 
 
 def free_memory() -> None:
-    """Give back to the device what no array lies in: of CuPy's default pool, and of the pools of recorders that are
-    gone. Those of other recorders are left alone: a graph works in memory that no array holds any more."""
+    """Return unused memory to the device, from CuPy's default pool and from the pools of deleted recorders. Live
+    recorders keep their pools: a graph works in memory that no array holds any more."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()
@@ -48,14 +48,14 @@ def free_memory() -> None:
 
 
 class RecordingError(RuntimeError):
-    """What was to be recorded cannot be. The text says why."""
+    """A step that cannot be recorded. The text says why."""
 
 
 def _allocator(stream: Any) -> Callable[[int], Any]:
-    """Memory for the pool, straight from the device.
+    """An allocator for the pool that takes memory straight from the device.
 
-    When there is none, CuPy's pool gives its free blocks back and tries again. While `stream` is being captured these
-    are not free: kernels that have been noted will use them. So then it is told of a MemoryError, which it lets pass.
+    When the device is full, CuPy's pool frees its unused blocks and tries again. While `stream` is being captured these
+    blocks are in use: captured kernels will need them. A MemoryError makes the pool give up instead.
     """
     import cupy
 
@@ -71,7 +71,7 @@ def _allocator(stream: Any) -> Callable[[int], Any]:
 
 
 class Recorder:
-    """A stream, a memory pool, and, once `record` has run, a graph that `replay` launches on that stream."""
+    """A stream and a memory pool; after `record`, also a graph that `replay` launches on the stream."""
 
     def __init__(self) -> None:
         import cupy
@@ -89,25 +89,25 @@ class Recorder:
 
     @contextmanager
     def memory(self) -> Iterator[None]:
-        """Inside, arrays come from the graph's pool. Run the function so before recording it, at least once."""
+        """Inside, arrays come from the graph's pool. Run the function in it at least once before recording."""
         import cupy
 
         with cupy.cuda.using_allocator(self.pool.malloc):
             yield
 
     def free_unused(self) -> None:
-        """The same as `free_memory`, and of this recorder's pool unless there is a graph. Waits for the stream."""
+        """`free_memory`, and this recorder's pool too unless there is a graph. Waits for the stream."""
         self.stream.synchronize()
         if not self.recorded:
             self.pool.free_all_blocks()
         free_memory()
 
     def record(self, function: Callable[[], None]) -> None:
-        """Note down what `function` launches; it does not run. The stream must be the current one.
+        """Capture the launches of `function` without running them. The stream must be the current one.
 
         Raises `RecordingError`, and leaves the stream usable, for a function that waits for the GPU, copies to or from
-        it, or fails in another way; `MemoryError` when the GPU's memory is too small; and `RuntimeError` on another
-        stream, on which launches would run instead of being noted.
+        the GPU, or fails in another way; `MemoryError` when the GPU's memory is too small; and `RuntimeError` on
+        another stream, which would run the launches.
         """
         import cupy
 
@@ -119,7 +119,7 @@ class Recorder:
             try:
                 function()
                 self._graph = self.stream.end_capture()
-            except BaseException as error:  # Ctrl-C must not leave a stream that only takes notes
+            except BaseException as error:  # Ctrl-C must not leave a stream in capture
                 with suppress(Exception):  # the capture may be invalid already; the first error is what matters
                     self.stream.end_capture()
                 if isinstance(error, MemoryError) or not isinstance(error, Exception):
@@ -128,5 +128,5 @@ class Recorder:
                 raise RecordingError(f"the step cannot be recorded as a CUDA graph ({text})") from error
 
     def replay(self) -> None:
-        """Run it once more, without waiting."""
+        """Launch the graph, without waiting for it."""
         self._graph.launch(self.stream)

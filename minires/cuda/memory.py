@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a training step will take, and what to say when the memory was too small.
+"""How much of a GPU's memory a training step will take, and the error message when memory runs out.
 
 Reading order: after step.py.
 """
@@ -14,9 +14,9 @@ def step_bytes(model: Module, image: tuple[int, int, int], batch: int, slots: in
     """An estimate of the memory that a training step with the CUDA kernels takes, for images of shape (H, W, C).
 
     The sum of: weights, gradients and `slots` buffers of the optimiser; the outputs of all layers, which backward
-    needs; three times the largest output (a gradient, the next one, the shortcut's); columns, where a convolution makes
-    them; the workspace of cuBLAS. The estimate is held to the measured peak of simulated steps: at most 10 % below the
-    peak, 30 % above (tests/cuda/test_memory.py).
+    needs; three times the largest output (a gradient, the next gradient, the shortcut's); the largest im2col columns;
+    the workspace of cuBLAS. A test compares the estimate with the measured peak of simulated steps: the estimate is at
+    most 10 % below the peak, and at most 30 % above (tests/cuda/test_memory.py).
     """
     table = table or summary(model, image)
     share = 0.5 if precision.current == "bf16" else 1.0  # of float32
@@ -28,7 +28,7 @@ def step_bytes(model: Module, image: tuple[int, int, int], batch: int, slots: in
 
 
 def _column_bytes(model: Module, table: Summary, batch: int, share: float) -> float:
-    """What the columns take in the layer that needs the most."""
+    """The bytes of the im2col columns in the layer that needs the most."""
     modules, most = dict(model.named_modules()), 0.0
     for row in table.rows:
         module = modules[row.name]
@@ -44,7 +44,7 @@ def _column_bytes(model: Module, table: Summary, batch: int, share: float) -> fl
 def largest_batch(
     model: Module, image: tuple[int, int, int], slots: int, available: int, table: Summary | None = None
 ) -> int:
-    """The largest batch whose estimate is within `available` bytes; 0 if none is."""
+    """The largest batch with an estimate within `available` bytes; 0 if none fits."""
     low, high = 0, 1 << 20
     table = table or summary(model, image)
     while low < high:  # the largest that fits is in low..high

@@ -9,13 +9,14 @@ from minires.cuda.launch import THREADS, blocks, program
 from minires.device import Array, module_of
 
 
-def make_schedule(previous: Array | None, like: Array, lr: float, step: int, betas: tuple[float, float]) -> Array:
-    """See reference.make_schedule: (3,) on the device, lr and Adam's two corrections; in `previous` if given.
+def prepare_lr(previous: Array | None, like: Array, lr: float, step: int, betas: tuple[float, float]) -> Array:
+    """See reference.prepare_lr: (3,) on the device, lr and Adam's two corrections; in `previous` if given.
 
     The numbers go as arguments of a launch: no copy, no waiting. A captured update reads what was set before its
     replay.
     """
-    schedule = module_of(like).empty(3, dtype="float32") if previous is None else previous
+    # `previous` is a number after a step by the reference kernels.
+    schedule = previous if hasattr(previous, "dtype") else module_of(like).empty(3, dtype="float32")
     beta1, beta2 = betas
     program("optimizers")["set_schedule"](
         (1,), (1,), schedule=schedule, lr=lr, correction1=1 - beta1**step, correction2=1 - beta2**step
@@ -32,8 +33,8 @@ def sgd_update(
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    """See reference.sgd_update; `lr` may also be a schedule on the device (make_schedule)."""
-    schedule = lr if hasattr(lr, "dtype") else make_schedule(None, parameter, lr, 1, (0.0, 0.0))  # SGD reads lr alone
+    """See reference.sgd_update; `lr` may also be a schedule on the device (prepare_lr)."""
+    schedule = lr if hasattr(lr, "dtype") else prepare_lr(None, parameter, lr, 1, (0.0, 0.0))  # SGD reads lr alone
     program("optimizers")["sgd_update"](
         (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, velocity=velocity,
         schedule=schedule, momentum=momentum, weight_decay=weight_decay, nesterov=int(nesterov), size=parameter.size,
@@ -54,7 +55,7 @@ def adam_update(
     decoupled: bool,
 ) -> None:
     """See reference.adam_update; `lr` may also be a schedule on the device, which then also has the step."""
-    schedule = lr if hasattr(lr, "dtype") else make_schedule(None, parameter, lr, step, (beta1, beta2))
+    schedule = lr if hasattr(lr, "dtype") else prepare_lr(None, parameter, lr, step, (beta1, beta2))
     program("optimizers")["adam_update"](
         (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, mean=mean, square=square,
         schedule=schedule, beta2=beta2, one_minus_beta1=1 - beta1, one_minus_beta2=1 - beta2, eps=eps,

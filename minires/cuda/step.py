@@ -1,7 +1,7 @@
-"""A training step on a GPU: like the one in train/loop.py, but without ever waiting for the device.
+"""A training step on a GPU: the step of train/loop.py, without waiting for the device.
 
-Looking at a loss stops the host until the GPU has computed it. So the losses stay on the device, and are read many at a
-time (`read`). After the first steps the whole step is recorded as a CUDA graph (graph.py) and replayed.
+Reading a loss stops the host until the GPU has computed the loss. Losses therefore stay on the device, and `read`
+copies many at a time. After the first steps the whole step is recorded as a CUDA graph (graph.py) and replayed.
 
 Reading order: after graph.py. Next: memory.py.
 """
@@ -22,24 +22,24 @@ from minires.nn import Module
 from minires.optim import Optimizer
 from minires.tensor import Tensor
 
-READ_EVERY = 50  # steps between two looks at the losses
-WARM_UP = 2  # steps that are run before one is recorded
+READ_EVERY = 50  # steps between two reads of the losses
+WARM_UP = 2  # steps that run before a step is recorded
 
 
 def unsafe(model: Module) -> str | None:
-    """Why a step of `model` must not be recorded, in words, or None."""
+    """The reason not to record a step of `model`, in words; None if recording is safe."""
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         return "dropout draws its mask on the host, and a graph would use the same one again and again"
     return None
 
 
 class DeviceStep:
-    """A step of training by the CUDA kernels. `with step.active():` around the loop that calls it.
+    """A step of training by the CUDA kernels. Call the step inside `with step.active():`.
 
-    graph  whether to record the step and replay it: True, False, or None for wherever that works. With None, a step
-           that turns out to wait for the GPU, or to copy, is run without a graph, with a warning
+    graph  whether to record and replay the step: True, False, or None for wherever recording works. With None, a step
+           that waits for the GPU or copies is run without a graph, after a warning
 
-    Raises `ValueError` for graph=True where `unsafe` says so.
+    Raises `ValueError` for graph=True if `unsafe` gives a reason.
     """
 
     read_every = READ_EVERY
@@ -63,12 +63,11 @@ class DeviceStep:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the GPU works on this step's own stream. Entering waits for what was begun before, leaving for the
-        stream."""
+        """Runs the body on this step's own stream. Entering waits for earlier work; leaving waits for this stream."""
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
-        free_memory()  # an evaluation leaves some that the graph's pool may need
+        free_memory()  # the graph's pool may need the memory that an evaluation leaves free
         with self._recorder.stream:
             try:
                 yield
@@ -76,11 +75,11 @@ class DeviceStep:
                 self._recorder.stream.synchronize()
 
     def __call__(self, x: Array, y: Array, lr: float) -> None:
-        """One step on the batch x (N,H,W,C), y (N,), at learning rate `lr`. Between two calls of `read` there may be at
-        most READ_EVERY steps.
+        """One step on the batch x (N,H,W,C), y (N,), at learning rate `lr`. At most READ_EVERY steps may lie between
+        two calls of `read`.
 
-        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits, `RuntimeError` for
-        one step too many, and `RecordingError` where a graph was asked for and cannot be had.
+        Raises `OutOfMemory`, with the memory that the step needs and the largest batch that fits; `RuntimeError` for
+        one step too many; `RecordingError` for graph=True if the step cannot be recorded.
         """
         if self.pending == READ_EVERY:
             raise RuntimeError(f"{READ_EVERY} results are waiting to be read, and there is room for no more")
@@ -92,7 +91,7 @@ class DeviceStep:
             else:
                 self._run_recorded(x, y)
         except MemoryError:
-            failed = True  # no more here: the traceback keeps the step's arrays alive
+            failed = True  # and nothing else here: the traceback keeps the step's arrays alive
         else:
             failed = False
         if failed:
@@ -103,7 +102,7 @@ class DeviceStep:
         self._done += 1
 
     def _run(self, x: Array, y: Array) -> None:
-        """The step itself, but for what `optimizer.advance` does."""
+        """The step itself, without `optimizer.advance`."""
         logits = self.model(Tensor(x))
         loss = F.cross_entropy(logits, y, self.label_smoothing)
         self.optimizer.zero_grad()
@@ -127,11 +126,11 @@ class DeviceStep:
         self._loss, self._logits = self._outputs
 
     def _record(self) -> bool:
-        """Record the step. If that cannot be and nobody has asked for a graph: False, and from now on no graph.
+        """Record the step. Without graph=True a failure returns False and turns the graph off.
 
-        The recording only takes notes: a failed one leaves weights, statistics and counts on the device as they were.
+        Recording runs nothing: a failed one leaves weights, statistics and counts on the device unchanged.
         """
-        self._loss = self._logits = None  # their memory is part of what the recording needs
+        self._loss = self._logits = None  # the recording needs their memory
         try:
             self._recorder.record(lambda: self._run(self._x, self._y))
         except RecordingError as error:
@@ -150,6 +149,6 @@ class DeviceStep:
         return [(loss, accuracy) for loss, accuracy in results]
 
     def explain(self) -> str:
-        """In words, where a loss that is not finite comes from. The loss is read some steps late, when the weights no
-        longer show which layer was the first."""
+        """In words, the origin of a loss that is not finite. The loss is read some steps late; by then the weights no
+        longer show the first layer that failed."""
         return "by now the weights are not finite either"

@@ -35,9 +35,9 @@ def load(
 ) -> Dataset:
     """The data set called `name`: "cifar10", "cifar100", "shapes", or "auto".
 
-    "auto" is CIFAR-10 if it is in `data_dir` or can be downloaded, and otherwise Shapes-10 after a warning through
-    `log`. The others never substitute, and neither does "auto" for a CIFAR-10 that is there but damaged: they raise
-    `DataError`, whose text says what to do. An unknown `name` is a `ValueError`.
+    "auto" is CIFAR-10 if CIFAR-10 is in `data_dir` or can be downloaded; otherwise Shapes-10, after a warning through
+    `log`. The other names never substitute, and "auto" never substitutes for a damaged CIFAR-10: they raise
+    `DataError`, whose text says what to do. Raises `ValueError` for an unknown `name`.
     """
     if name == "cifar10":
         return cifar10(data_dir, download, log)

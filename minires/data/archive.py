@@ -1,6 +1,6 @@
-"""Getting the files of a data set out of its archive, without trusting the archive.
+"""Extraction of a data set's files from an untrusted archive.
 
-Only the files that are expected are copied, and an archive that tries anything else is refused.
+Only the expected files are copied. An archive with unsafe members is refused.
 
 Reading order: when CIFAR-10 is downloaded. Next: cifar.py.
 """
@@ -21,11 +21,11 @@ CHUNK = 1 << 20  # bytes copied at a time
 
 
 def extract(archive: Path, folder: Path, files: Mapping[str, int]) -> None:
-    """Copy `files` (name: most bytes it may have) from `folder.name`/ inside a .tar.gz `archive` to `folder`.
+    """Copy `files` (name: largest size in bytes) from `folder.name`/ inside a .tar.gz `archive` to `folder`.
 
-    Other files of the archive are left there. The files go to a temporary directory that gets its name at the end, so
-    `folder` is complete or absent. Raises `DataError` for a member that is a link or a device or whose path is not
-    plainly inside, for one that is too large, for one that is missing, and for an archive that cannot be read.
+    Ignores other files of the archive. The files go to a temporary directory, which is renamed at the end: `folder` is
+    complete or absent. Raises `DataError` for a member that is a link or a device, or whose path is not plainly inside;
+    for a member that is too large or missing; and for an archive that cannot be read.
     """
     missing = set(files)
     try:
@@ -42,7 +42,7 @@ def extract(archive: Path, folder: Path, files: Mapping[str, int]) -> None:
                     )
                 name = "/".join(parts[1:])
                 if name not in missing or not member.isfile():
-                    if member.size > 1 << 20:  # nothing large but the data is in the official archives
+                    if member.size > 1 << 20:  # the official archives hold nothing large but the data
                         raise DataError(f"{archive}: refused, it has an unexpected large member {member.name!r}")
                     continue
                 if member.size > files[name]:
@@ -61,4 +61,4 @@ def extract(archive: Path, folder: Path, files: Mapping[str, int]) -> None:
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{archive}: cannot be unpacked to {folder} ({error}); if it is damaged, delete it") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already when all went well
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already after a success

@@ -1,11 +1,11 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
 
-60,000 colour photographs of 32x32 pixels, 50,000 to train on. The "python version" used here is a few files, each a
-dict pickled by Python 2: b"data", uint8 (N, 3072) with the 1024 red values of an image first, then green, then blue,
-each plane row by row; and b"labels" (CIFAR-100: b"fine_labels"), a list of N integers.
+60,000 colour photographs of 32x32 pixels, 50,000 of them for training. The "python version" used here is a few files,
+each a dict pickled by Python 2. b"data" is uint8 (N, 3072): the 1024 red values of an image first, then green, then
+blue, each plane row by row. b"labels" (CIFAR-100: b"fine_labels") is a list of N integers.
 
-Opening a downloaded pickle with `pickle.load` means running a stranger's code. minires/files/pickles.py reads the
-pickle without running code, and tells how.
+Opening a downloaded pickle with `pickle.load` means running a stranger's code. minires/files/pickles.py reads and
+explains pickles without running code.
 
 Reading order: after archive.py.
 """
@@ -58,9 +58,9 @@ class Source:
     std: tuple[float, float, float]
 
 
-# mean and std: of all training pixels of a channel, on the scale 0..1. The std (0.2023, 0.1994, 0.2010) found in many
-# CIFAR-10 recipes is something else, the average over images of each image's own std: normalising with it leaves
-# a standard deviation of 1.22 to 1.30 instead of 1.
+# mean and std: of all training pixels of a channel, on the scale 0..1. Many CIFAR-10 recipes use (0.2023, 0.1994,
+# 0.2010), the average over images of each image's own std. Normalising with these leaves a standard deviation of 1.22
+# to 1.30 instead of 1.
 CIFAR10 = Source(
     name="CIFAR-10",
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -106,10 +106,10 @@ def cifar10(
 ) -> Dataset:
     """CIFAR-10 from `data_dir`: 50,000 + 10,000 uint8 images (N, 32, 32, 3) of ten classes.
 
-    Looks for the folder cifar-10-batches-py (yours or unpacked earlier), then for cifar-10-python.tar.gz, and then
-    downloads that if `download`. Archives are used only with the official MD5 sum; a folder is used with any, but
-    every array in it is checked, and `Dataset.name` is plain "CIFAR-10" only when the files are the official ones.
-    Raises `NotAvailable` when there is nothing to use and `DataError` when what is there is damaged.
+    Looks for the folder cifar-10-batches-py (yours or unpacked earlier), then for cifar-10-python.tar.gz, then
+    downloads the archive if `download`. An archive must have the official MD5 sum. A folder may have other sums: every
+    array in it is checked, and `Dataset.name` is plain "CIFAR-10" for the official files only. Raises `NotAvailable`
+    when there is nothing to use, and `DataError` for damaged files.
     """
     return _cifar(source, Path(data_dir), download, log)
 
@@ -144,9 +144,9 @@ def _cifar(source: Source, data_dir: Path, may_download: bool, log: Callable[[st
         labels.append(_labels(path, content, batch, source))
         filenames.extend(_texts(content.get("filenames")))
 
-    # The official image files are called NAME.png. A re-encoding of the images as JPEG, made to be small, lists
-    # NAME.jpg; its pixels differ by a few grey levels and networks reach lower accuracies on it, so it is called
-    # what it is. So are files that are neither: cut, relabelled, synthetic, or damaged unnoticed.
+    # The official files list images called NAME.png. A re-encoding as JPEG, made to save space, lists NAME.jpg. The
+    # pixels of the JPEGs differ by a few grey levels, and networks reach lower accuracies: the name of the data set
+    # says JPEG. Files that are neither (cut, relabelled, synthetic, damaged unnoticed) get a name of their own too.
     jpeg = bool(filenames) and all(name.endswith(".jpg") for name in filenames)
     name = source.name if official else f"{source.name} (JPEG)" if jpeg else f"{source.name} (modified)"
     n = len(source.train)
@@ -184,7 +184,7 @@ def _check_archive(archive: Path, source: Source) -> None:
 
 
 def _largest(batch: Batch) -> int:
-    """Most bytes its file may have: twice the pixels leaves room for labels, names and any pickle protocol."""
+    """The largest size of the file, in bytes: twice the pixels, for labels, names and any pickle protocol."""
     return 2 * PIXELS * batch.images + META_LIMIT
 
 
@@ -206,13 +206,13 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def read_pickle(raw: bytes, path: Path) -> dict[str, Any]:
-    """The dict in a pickled batch file of CIFAR, without running any code it may contain.
+    """The dict in a pickled batch file of CIFAR, without running code from the file.
 
-    `raw` is the file's content and `path` its name for the errors. An array comes out as a stand-in, see `_images`.
-    Raises `DataError` for anything but a dict of the types named above, for a truncated file and for one made to
-    use far more memory or stack than its own size.
+    `raw` is the file's content, `path` its name for the errors. An array becomes a stand-in, see `_images`.
+    Raises `DataError` for anything but a dict of the types named above, for a truncated file, and for a file made to
+    use far more memory or stack than its size.
     """
-    # python2_bytes: Python 2's str is bytes, and most of them here are pixels, for which the window has to be wide.
+    # python2_bytes: Python 2's str is bytes. Most of the bytes here are pixels, which need a wide window.
     window = pickles.Window(memoryview(raw), PICKLE_BUDGET + 2 * len(raw), longest=max(len(raw), 1))
     try:
         content = pickles.load(window, pickles.NUMPY, python2_bytes=True)

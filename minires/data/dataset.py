@@ -1,4 +1,4 @@
-"""What a data set is in minires: uint8 images with integer labels, checked once, and the constants to normalise them.
+"""A data set: uint8 images with integer labels, checked once, and the constants that normalise the images.
 
 Reading order: after optim/schedules.py. Next: augment.py.
 """
@@ -12,11 +12,11 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Data that is missing or damaged. The text is one line that says which file, what is wrong and what to do."""
+    """Data that is missing or damaged. The text is one line: the file, the fault and the remedy."""
 
 
 class NotAvailable(DataError):
-    """Data that is neither on disk nor to be had from the network (as opposed to data that is there but damaged)."""
+    """Data that is neither on disk nor available from the network (damaged data raises `DataError` itself)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class Dataset:
     """Images and labels for training and for testing.
 
     Images are uint8 (N, H, W, 3), labels int64 (N,) from 0 to `num_classes` - 1, `mean` and `std` three floats on the
-    scale where a pixel is 0 to 1. `name` says honestly which images these are and goes into every report.
-    Raises `DataError` when the arrays do not fit that description.
+    scale where a pixel is 0 to 1. `name` says honestly which images these are; every report shows the name.
+    Raises `DataError` for arrays that do not fit this description.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Dataset:
         return len(self.classes)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any training image or label, or their order."""
+        """16 hexadecimal digits that change with any training image, any training label, or their order."""
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels):
             digest.update(f"{array.dtype} {array.shape}".encode())
@@ -72,10 +72,10 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def subset(self, train_size: int, seed: int = 0) -> Dataset:
-        """The same data set with `train_size` training images, the classes as balanced as they can be.
+        """The same data set with `train_size` training images, the classes as balanced as possible.
 
-        A smaller subset with the same seed is the beginning of a larger one, so a curve of accuracy over training set
-        size compares nested sets. Raises `DataError` unless 1 <= train_size <= number of training images.
+        Subsets with the same seed are nested, for curves of accuracy over training set size: a smaller subset begins a
+        larger one. Raises `DataError` unless 1 <= train_size <= number of training images.
         """
         total = len(self.train_images)
         if not 1 <= train_size <= total:

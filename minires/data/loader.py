@@ -1,7 +1,7 @@
 """Batches: from uint8 images to normalised float32 arrays on the device, shuffled and augmented.
 
-Nothing here has a state. Batch 17 of epoch 3 is a pure function of (seed, epoch, index): a run that was interrupted
-asks for the batches it has not seen, and gets exactly those that it would have seen.
+Nothing here has a state: batch 17 of epoch 3 is a pure function of (seed, epoch, index). An interrupted run asks for
+its remaining batches and gets exactly the batches of a run without interruption.
 
 Reading order: after augment.py. Next: train/evaluate.py.
 """
@@ -16,24 +16,24 @@ from minires import kernels
 from minires.data import augment as augmentation
 from minires.device import Array, device_of, to_device
 
-# The generators are seeded with [seed, purpose, epoch, ...]. Without the purpose the order of an epoch would come from
-# the same numbers as the crops of its batch 0, because NumPy pads a short seed with zeros: [s, e] equals [s, e, 0].
+# The generators are seeded with [seed, purpose, epoch, ...]. NumPy pads a short seed with zeros: [s, e] is [s, e, 0].
+# Without the purpose the order of an epoch would come from the same numbers as the crops of its batch 0.
 ORDER, CROPS = 1, 2
 
 
 class Loader:
     """Batches (x, y) of a data set: x float32 (n, H, W, C), y int64 (n,), NumPy arrays, or CuPy's on "cuda".
 
-    `images` uint8 (N, H, W, C) and `labels` (N,) stay uint8 and integers, on the device, until a batch is made;
-    `mean` and `std` (C floats) normalise it: (pixel / 255 - mean) / std.
+    `images` uint8 (N, H, W, C) and `labels` (N,) stay uint8 and integers, on the device, until a batch is made.
+    `mean` and `std` (C floats) normalise a batch: (pixel / 255 - mean) / std.
 
-    With `train`, an epoch is a new permutation of the images, cut into batches of `batch_size`; the rest that does not
-    fill a batch is left out (it is different images in each epoch), unless the whole set is smaller than one batch.
-    Without, every image comes once, in order. `augment` (default: as `train`) adds random crops, of images with
-    `padding` pixels of black around them (0: no crops), and flips.
+    With `train`, an epoch is a new permutation of the images, cut into batches of `batch_size`. An incomplete last
+    batch is left out, unless the whole set is smaller than one batch; each epoch leaves out different images.
+    Without `train`, every image comes once, in order. `augment` (default: as `train`) adds random flips, and random
+    crops from images with `padding` pixels of black around them (0: no crops).
     `image_size` resizes to (n, image_size, image_size, C), after augmentation, on the host.
 
-    Raises `ValueError` for arguments that do not fit, `RuntimeError` with the reason for an unusable GPU.
+    Raises `ValueError` for unsuitable arguments, `RuntimeError` with the reason for an unusable GPU.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Loader:
         self.augment = train if augment is None else augment
         self.padding = padding if self.augment else 0
         self.image_size = None if images.shape[1:3] == (image_size, image_size) else image_size
-        # The whole set moves to the device once: CIFAR-10 is 184 MB as uint8. Pillow resizes on the host, though.
+        # The whole set moves to the device once: CIFAR-10 is 184 MB as uint8. With `image_size` it stays on the host.
         self.images = to_device(images, "cpu" if self.image_size else device)
         self.labels = to_device(labels.astype(np.int64), device)
         self.mean, self.std = (to_device(np.array(value, np.float32), device) for value in (mean, std))
@@ -88,9 +88,9 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """The batches of an epoch (0, 1, 2, ...), from batch `start` on: none if `start` is `len(self)`."""
-        if start >= len(self):  # a run was interrupted between an epoch's last step and the next epoch
+        if start >= len(self):  # the run was interrupted after the epoch's last step
             return
-        # What is random about the epoch goes to the device at once: 16 bytes an image, and no copy in a step.
+        # The random numbers of the epoch go to the device at once, 16 bytes an image: no copy in a step.
         order = self._order(epoch)
         choices = np.concatenate([self._choices(order, epoch, index) for index in range(start, len(self))])
         choices = to_device(choices, device_of(self.images))
@@ -98,7 +98,7 @@ class Loader:
             yield self._batch(choices, begin)
 
     def batch(self, epoch: int, index: int) -> tuple[Array, Array]:
-        """One batch of an epoch: the same as the `index`-th of `epoch(epoch)`."""
+        """One batch of an epoch: the `index`-th of `epoch(epoch)`."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: {index}, an epoch has batches 0 to {len(self) - 1}")
         choices = self._choices(self._order(epoch), epoch, index)
@@ -111,7 +111,7 @@ class Loader:
     def _choices(self, order: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """int32 (n, 4): image, top, left and flip of every image of a batch.
 
-        Random numbers come from the host on every device, so that every device sees the same batches.
+        The host draws the random numbers for every device: all devices see the same batches.
         """
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
         top = left = flip = np.zeros(len(chosen), int)  # the image as it is: `padding` is 0 then

@@ -1,9 +1,9 @@
-"""Shapes-10: ten classes of 32x32 colour images that need no download, because they are drawn.
+"""Shapes-10: ten classes of 32x32 colour images, drawn here, without a download.
 
-One shape an image: any place, any colour, 16 to 26 pixels across, turned by up to 40 degrees, stretched, striped, on a
-striped background with clutter, and noise over everything. The colour of a pixel says nothing about the class, so a
-linear classifier on the pixels stays near chance (12 % measured), while ResNet-20 learns the outlines in three to five
-passes (92 to 99 %). It stands in for CIFAR-10 where there is no network; its accuracies mean nothing elsewhere.
+One shape per image: any place, any colour, 16 to 26 pixels across, rotated by up to 40 degrees, stretched, striped, on
+a striped background with clutter, and noise over everything. The colour of a pixel says nothing about the class: a
+linear classifier on the pixels stays near chance (12 % measured). ResNet-20 learns the outlines in three to five passes
+(92 to 99 %). Shapes-10 stands in for CIFAR-10 without a network; its accuracies mean nothing elsewhere.
 
 Reading order: when there is no CIFAR-10.
 """
@@ -24,7 +24,7 @@ from minires.data.dataset import Dataset
 
 SIZE = 32
 SCALE = 4  # outlines are drawn on a canvas 4 times as wide and averaged down: soft edges
-VERSION = 1  # of the drawing: raise it when the pictures change, so that no old cache is used
+VERSION = 1  # of the drawing: raise it when the pictures change, to invalidate old caches
 
 
 def _arc(start: float, stop: float, radius: float = 1.0, centre: float = 0.0) -> np.ndarray:
@@ -52,8 +52,8 @@ def _cross() -> np.ndarray:
     return np.concatenate([corner @ np.linalg.matrix_power(turn, k) for k in range(4)])
 
 
-# One closed outline per class, points (P, 2), about as large as the unit circle. The ring's goes around the outside,
-# then back around the hole. The crescent's two arcs, of radius 1 around 0 and 0.75 around 0.5, meet at
+# One closed outline per class, points (P, 2), about as large as the unit circle. The outline of the ring goes around
+# the outside, then back around the hole. The crescent's two arcs, of radius 1 around 0 and 0.75 around 0.5, meet at
 # (0.6875, +-0.7262).
 OUTLINES = {
     "circle": _arc(0, 2 * np.pi),
@@ -79,9 +79,9 @@ def shapes10(
 ) -> Dataset:
     """Shapes-10: uint8 images (N, 32, 32, 3) of ten shapes, the classes equally frequent.
 
-    Drawn from `seed` in a few seconds, the same images every time with the same versions of NumPy and Pillow, and
-    kept in `data_dir`. A damaged file there is drawn again, and a directory that cannot be written to is done without,
-    each with a message through `log`. Raises `ValueError` for a size below 1 or a negative seed.
+    Draws the images from `seed` in a few seconds and keeps them in `data_dir`. The same versions of NumPy and Pillow
+    draw the same images. A damaged file is drawn again; a directory that cannot be written to stays empty; `log` gets a
+    message for both. Raises `ValueError` for a size below 1 or a negative seed.
     """
     for name, value, least in (("train_size", train_size, 1), ("test_size", test_size, 1), ("seed", seed, 0)):
         if value < least:
@@ -118,7 +118,7 @@ def _read(path: Path, sizes: dict[str, int], log: Callable[[str], None]) -> dict
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], log: Callable[[str], None]) -> None:
-    temporary = None  # of a name of its own: several runs may draw at the same time
+    temporary = None  # with a name of its own: several runs may draw at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
@@ -133,7 +133,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray], log: Callable[[str], None]
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Per channel, on the scale 0..1, exact: from how often each of the 256 values occurs."""
+    """Exact mean and std per channel, on the scale 0..1, from the counts of the 256 values."""
     values = np.arange(256) / 255
     mean, std = [], []
     for channel in range(3):
@@ -156,8 +156,8 @@ def draw(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _place(outline: np.ndarray, centre: np.ndarray, radius: float, rng: np.random.Generator) -> list[tuple]:
-    """`outline` (P, 2) stretched, turned and moved to the canvas: P corners for Pillow."""
-    # +-0.7 rad is 40 degrees: turned at all angles, the same network is far slower to learn (53 % after five passes).
+    """`outline` (P, 2) stretched, rotated and moved to the canvas: P corners for Pillow."""
+    # +-0.7 rad is 40 degrees. With rotation by any angle the same network learns far slower (53 % after five passes).
     angle, stretch = rng.uniform(-0.7, 0.7), rng.uniform(0.8, 1.25)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     corners = (outline * [radius * np.sqrt(stretch), radius / np.sqrt(stretch)]) @ turn + centre
@@ -165,7 +165,7 @@ def _place(outline: np.ndarray, centre: np.ndarray, radius: float, rng: np.rando
 
 
 def _shape_mask(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (32, 32): 255 inside the shape, between at its edge."""
+    """uint8 (32, 32): 255 inside the shape, 0 outside, values between at the edge."""
     canvas = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
     radius = rng.uniform(8, 13)  # pixels of the finished image
     centre = rng.uniform(0.85 * radius, SIZE - 0.85 * radius, 2)  # at most a corner is cut off
@@ -174,7 +174,7 @@ def _shape_mask(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _clutter_mask(rng: np.random.Generator) -> np.ndarray:
-    """uint8 (32, 32): a few lines and small pieces of arbitrary shapes, which belong to no class."""
+    """uint8 (32, 32): a few lines and small pieces of arbitrary shapes, without a class."""
     canvas = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
     pen = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(0, 3)):
@@ -190,7 +190,7 @@ def _paint(shape: np.ndarray, clutter: np.ndarray, rng: np.random.Generator) -> 
     n = len(shape)
     colours = rng.uniform(20, 235, (n, 8, 3)).astype(np.float32)
     background = colours[:, 0]
-    # The shape's colour is the first of seven that differs enough from the background's to be seen.
+    # The shape's colour is the first of seven that differs visibly from the background's.
     far = np.linalg.norm(colours[:, 1:] - background[:, None], axis=2) > 120  # (n, 7)
     foreground = colours[np.arange(n), 1 + far.argmax(axis=1)]
     picture = background[:, None, None] + _stripes(n, 25, rng)  # (n, 1, 1, 3) + (n, 32, 32, 3)

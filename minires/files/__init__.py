@@ -1,4 +1,4 @@
-"""Files and the network, without trust: atomic writes, downloads that resume, pickles read without running them.
+"""Untrusted files and networks: atomic writes, downloads that resume, pickles read without running them.
 
 Reading order: any time: atomic.py, download.py, pickles.py.
 """

@@ -1,11 +1,10 @@
-"""Writing a file so that a crash cannot spoil it.
+"""Atomic writes: a crash leaves the old file or the new file, never a part of one.
 
-    1. write a temporary file in the same folder, and fsync it: the bytes are on the disk, under another name
-    2. rename it over the old one: one indivisible step of the file system
+    1. write and fsync a temporary file in the same folder: the bytes are on the disk, under another name
+    2. rename the temporary file over the old one: one indivisible step of the file system
     3. fsync the folder: the new name is on the disk too
 
-A file is either the old one or the new one, whenever the power fails. A process that has mapped the old file into
-memory, as `load_weights` does, keeps reading the old contents.
+A process that has mapped the old file into memory, as `load_weights` does, keeps reading the old contents.
 
 Reading order: any time; weights/ and train/ use it.
 """
@@ -21,9 +20,9 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Inside `with atomic(path) as file:` what is written to `file` becomes `path`, or nothing happens to `path`.
+    """Inside `with atomic(path) as file:`, write to `file`. Leaving replaces `path`; an error leaves `path` alone.
 
-    Raises `OSError` naming `path` when it cannot be written (no space, no permission); the old file is intact then.
+    Raises `OSError` naming a `path` that cannot be written (no space, no permission); the old file is intact then.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -35,7 +34,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:  # KeyboardInterrupt too: never leave half a file behind
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not name the file
         raise
     if os.name == "posix":  # Windows cannot open a folder
         folder = os.open(path.parent, os.O_RDONLY)

@@ -1,9 +1,9 @@
-"""Getting a file from the network onto the disk, without trusting the network.
+"""Downloads over an untrusted network: resumed after a break, verified by a checksum.
 
-A download goes to `NAME.part`, continues where an earlier one stopped, and gets its real name only after its checksum
-was right: a file with the real name is a whole file.
+A download goes to `NAME.part` and continues where an earlier one stopped. The file gets its real name only after the
+checksum was right: a file with the real name is a whole file.
 
-Reading order: when data/cifar.py or models/pretrained.py, which download, need it.
+Reading order: when data/cifar.py or models/pretrained.py downloads a file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ CHUNK = 1 << 20  # bytes read at a time
 
 
 class DownloadError(ValueError):
-    """A file that cannot be had from the network. The text is one line with the address and the reason."""
+    """A download that failed. The text is one line with the address and the reason."""
 
 
 class Checksum(NamedTuple):
-    """What a file is known by: the hexadecimal digits with which its "md5" or "sha256" sum begins, perhaps all."""
+    """The first hexadecimal digits, or all of them, of a file's "md5" or "sha256" sum."""
 
     algorithm: str
     digits: str
 
     def of(self, path: Path) -> str:
-        """As many digits of the file at `path`."""
+        """The same number of digits for the file at `path`."""
         digest = hashlib.new(self.algorithm, usedforsecurity=False)
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
@@ -43,12 +43,12 @@ class Checksum(NamedTuple):
 
 
 def looks_like_html(start: bytes) -> bool:
-    """Whether a file that starts like this is a web page: the log-in or error page saved in place of the data."""
+    """Whether a file with this start is a web page: a log-in or error page saved in place of the data."""
     return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:256].lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
 
 
 def fault(path: Path, checksum: Checksum) -> str | None:
-    """What is wrong with the file at `path`, in words; None when it has that checksum. Raises `OSError`."""
+    """What is wrong with the file at `path`, in words; None when the checksum is right. Raises `OSError`."""
     found = checksum.of(path)
     if found == checksum.digits:
         return None
@@ -71,11 +71,11 @@ def download(
 ) -> None:
     """Fetch `url`, a file of `size` bytes with that checksum, to `path`, with a progress bar on a terminal.
 
-    Where `size` is None the server is asked for it.
+    With `size` None, asks the server for the size.
 
-    Continues `path`.part from an interrupted download, and a broken connection as long as each attempt brings the
-    file further. `timeout` is in seconds, for connecting and for each read. Raises `DownloadError` when the file
-    cannot be had, and also (after deleting it) when what came has the wrong checksum.
+    Continues `path`.part from an interrupted download. Reconnects after a broken connection while each attempt adds
+    bytes. `timeout` is in seconds, for connecting and for each read. Raises `DownloadError` when the download fails,
+    and for a wrong checksum, after deleting the file.
     """
     part = path.with_name(path.name + ".part")
     if size is None:
@@ -83,7 +83,7 @@ def download(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
-        if have > size:  # left by something else
+        if have > size:  # left by another download
             part.unlink()
             have = 0
         log(f"downloading {url} to {path} ({size / 1e6:.0f} MB{f', {have / 1e6:.0f} MB are there' if have else ''})")
@@ -121,11 +121,11 @@ def _size_of(url: str, timeout: float) -> int:
 
 
 def _continue(url: str, part: Path, have: int, size: int, timeout: float, bar: tqdm) -> str | None:
-    """Append to `part`, which has `have` bytes, what the server sends until the connection ends.
+    """Append what the server sends to `part`, which has `have` bytes, until the connection ends.
 
-    Returns the reason in words when the network failed, None when the server ended. Errors of the disk are raised.
+    Returns the reason in words if the network failed, None if the server closed. Errors of the disk are raised.
     """
-    # Here and not at the top because it takes 40 ms to import, and most runs have their data already.
+    # Imported here, not at the top: the import takes 40 ms, and most runs have their data already.
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
 
@@ -134,7 +134,7 @@ def _continue(url: str, part: Path, have: int, size: int, timeout: float, bar: t
         response = urlopen(Request(url, headers=headers), timeout=timeout)
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # Range Not Satisfiable: the server's file is shorter than what is here
+        if error.code == 416:  # Range Not Satisfiable: the server's file is shorter than `part`
             part.unlink()
             return "the server has a shorter file than expected (HTTP 416)"
         return f"HTTP error {error.code} ({error.reason})"
@@ -149,7 +149,7 @@ def _continue(url: str, part: Path, have: int, size: int, timeout: float, bar: t
         if response.status == 206:  # Partial Content, as asked
             if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 return f"the server continues at the wrong place ({response.headers.get('Content-Range')})"
-        else:  # a server that does not know ranges sends everything
+        else:  # a server without ranges sends everything
             bar.reset()
             have = 0
         if offered is not None and offered != str(size - have):

@@ -1,14 +1,14 @@
 """Reading pickles without running them.
 
-A pickle is a program for a small stack machine, and `pickle.load` lets that program call any function of any library:
-opening a stranger's pickle means running a stranger's code. Here is a stack machine of our own. It knows the
-instructions that build dicts, lists, tuples, numbers and strings, and calls only what its owner puts into `names`:
-stand-ins that remember what they were given. Anything else ends in a `PickleError` that says what was asked for.
+A pickle is a program for a small stack machine. `pickle.load` lets this program call any function of any library:
+opening a stranger's pickle means running a stranger's code. This file has a stack machine of its own. The machine knows
+the instructions that build dicts, lists, tuples, numbers and strings, and calls only the functions in `names`:
+stand-ins that store their arguments. Any other request ends in a `PickleError` that names the request.
 
-The standard library decodes the instructions (`pickletools.genops`); PyTorch guards its `weights_only` loading
-with such a machine too.
+The standard library decodes the instructions (`pickletools.genops`). PyTorch's `weights_only` loading uses such a
+machine too.
 
-Reading order: when weights/torch_reader.py or data/cifar.py, its two users, need it.
+Reading order: when weights/torch_reader.py or data/cifar.py, the two users, read a pickle.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-LONGEST_LINE = 4096  # bytes of a text argument that ends with its line: names of modules and classes
+LONGEST_LINE = 4096  # bytes of a text argument that a newline ends: names of modules and classes
 OPCODE_COST = 100  # bytes of memory an instruction can take beside its argument: an empty dict has 80
 CALL_COST = 500  # ... of a call: its result
 
@@ -26,14 +26,14 @@ _MARK = object()
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, too large for its file, or asks for something it does not need."""
+    """A pickle that is damaged, too large for its file, or asks for something that plain values do not need."""
 
 
 class Window:
     """A file to read from, over the bytes of `buffer` from `position` to `end`.
 
-    budget   bytes of memory that all values read from it may take, reckoned generously from the instructions
-    longest  bytes of the longest string in it
+    budget   bytes of memory that all values may take, estimated generously from the instructions
+    longest  bytes of the longest string allowed
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Window:
             raise PickleError("would take more memory than its file can account for: it may be an attack")
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes. Nothing is allocated for more than there are."""
+        """The next `count` bytes. Allocates no more than the bytes that are there."""
         if count > self.end - self.position and count > 1:  # one byte is an instruction: genops sees that it is missing
             raise PickleError(f"is truncated: {count:,} bytes are announced, {self.end - self.position:,} are left")
         if count > self.longest:
@@ -74,13 +74,13 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     python2_bytes: bool = False,
 ) -> Any:
-    """The value of the pickle that begins at the window's position, which is then right behind its end.
+    """The value of the pickle that begins at the window's position. The position moves to the pickle's end.
 
     names          what (module, name) stands for: a value, or a function that the pickle may call
-    persistent     maps a persistent id, by which the pickle refers to what is outside of it, to a value
-    python2_bytes  Python 2's strings, which say neither, are bytes, not text
+    persistent     maps a persistent id, the pickle's reference to an outside object, to a value
+    python2_bytes  read Python 2's strings, which may be either, as bytes, not text
 
-    An object whose class has a method `pickle_state` gets the state that the pickle sets with it; others get none.
+    A pickle may set the state of an object whose class has a method `pickle_state`; the method gets the state.
     Raises `PickleError`.
     """
     stack: list[Any] = []
@@ -109,7 +109,7 @@ def _step(
     persistent: Callable[[Any], Any] | None,
     python2_bytes: bool,
 ) -> int:
-    """One instruction; what it costs beside the usual. All that a pickle of plain values contains is here."""
+    """Run one instruction; return its extra cost. Covers everything that a pickle of plain values contains."""
     match name:
         case "PROTO" | "FRAME":
             pass
@@ -144,8 +144,8 @@ def _step(
                 stack.append({})
             target = _expect(dict, stack[-1])
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # Hashing a tuple nested 150,000 deep crashes the interpreter, and integers chosen to have the same hash
-                # make a dict slow.
+                # Hashing a tuple nested 150,000 deep crashes the interpreter. Integers chosen to share a hash make a
+                # dict slow.
                 if isinstance(key, tuple) or (isinstance(key, int) and abs(key) >= 1 << 63):
                     raise PickleError(f"has a {type(key).__name__} as a key of a dict: it may be an attack")
                 target[key] = value
@@ -165,7 +165,7 @@ def _step(
             stack.append(names[module, attribute])
         case "REDUCE":
             arguments, function = _expect(tuple, stack.pop()), stack.pop()
-            if not callable(function):  # only values of `names` can be: nothing else on the stack is ours
+            if not callable(function):  # only values of `names` are callable
                 raise PickleError(f"calls a {type(function).__name__}: it may be an attack")
             stack.append(function(*arguments))
             return CALL_COST
@@ -183,7 +183,7 @@ def _step(
 
 
 def _pop(stack: list[Any], count: int) -> list[Any]:
-    """The last `count` values, taken from the stack."""
+    """Take the last `count` values from the stack."""
     items = stack[-count:]
     if len(items) < count or any(item is _MARK for item in items):
         raise PickleError("is damaged: its stack is too short")
@@ -192,7 +192,7 @@ def _pop(stack: list[Any], count: int) -> list[Any]:
 
 
 def _pop_to_mark(stack: list[Any]) -> list[Any]:
-    """The values above the last mark, taken from the stack, and the mark with them."""
+    """Take the values above the last mark from the stack, and drop the mark."""
     for place in range(len(stack) - 1, -1, -1):
         if stack[place] is _MARK:
             items = stack[place + 1 :]
@@ -207,8 +207,8 @@ def _expect(kind: type, value: Any) -> Any:
     return value
 
 
-# NumPy's arrays, for a pickle that holds some: stand-ins, which only remember what they were given. NumPy's own
-# functions would allocate whatever size the file claims.
+# Stand-ins for NumPy's arrays, which only store their arguments. NumPy's own functions would allocate whatever size the
+# file claims.
 
 
 class DType:
@@ -217,12 +217,12 @@ class DType:
     def __init__(self, name: str | bytes, *_: Any) -> None:
         self.name = name.decode("latin1") if isinstance(name, bytes) else name
 
-    def pickle_state(self, state: Any) -> None:  # byte order and such: nothing that matters to one-byte numbers
+    def pickle_state(self, state: Any) -> None:  # byte order and such: no matter for one-byte numbers
         pass
 
 
 class Bytes:
-    """Bytes as Python 3 writes them for Python 2: a call of `_codecs.encode(text, "latin1")`."""
+    """Bytes written by Python 3 for Python 2: a call of `_codecs.encode(text, "latin1")`."""
 
     def __init__(self, text: str, encoding: str) -> None:
         if not isinstance(text, str):
@@ -236,7 +236,7 @@ class Array:
     raw: bytes | bytearray | Bytes = b""
     dtype, shape, order = "empty", (), "C"
 
-    def __init__(self, *_: Any) -> None:  # called with (ndarray, (0,), b"b"), which say nothing
+    def __init__(self, *_: Any) -> None:  # called with (ndarray, (0,), b"b"), which carry no information
         pass
 
     def pickle_state(self, state: tuple) -> None:
@@ -256,7 +256,7 @@ class Array:
 
 
 class FromBuffer(Array):
-    """An array as pickle protocol 5 has it: `_frombuffer(raw, dtype, shape, order)`."""
+    """An array in pickle protocol 5: `_frombuffer(raw, dtype, shape, order)`."""
 
     def __init__(self, raw: bytes, dtype: DType, shape: tuple[int, ...], order: str) -> None:
         self.fill(raw, dtype, shape, order)

@@ -35,7 +35,7 @@ __all__ = [
     "multiply", "negative", "pad", "power", "relu", "reshape", "softmax", "sqrt", "subtract", "sum", "transpose",
 ]  # fmt: skip
 
-# Tensor's operators and methods. They are attached here, because tensor.py knows nothing of operations.
+# Tensor's operators and methods, attached here because tensor.py imports no operations.
 Tensor.__add__ = Tensor.__radd__ = add
 Tensor.__sub__ = subtract
 Tensor.__rsub__ = lambda self, other: subtract(as_tensor(other, self), self)

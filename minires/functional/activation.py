@@ -25,7 +25,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along `axis`; the maximum is subtracted first, so that logits of 1e4 do not overflow.
+    """exp(x) / sum(exp(x)) along `axis`. Subtracting the maximum first keeps logits of 1e4 from overflowing.
 
     Raises `TypeError` for integers.
     """
@@ -41,7 +41,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """log(softmax(x)) without ever taking the logarithm of a rounded 0. Raises `TypeError` for integers."""
+    """log(softmax(x)), without the logarithm of a probability rounded to 0. Raises `TypeError` for integers."""
     check_floating("log_softmax", x)
     xp = module_of(x.data)
     shifted = x.data - x.data.max(axis=axis, keepdims=True)

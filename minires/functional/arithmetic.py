@@ -1,8 +1,8 @@
 """Elementwise arithmetic with broadcasting, and the matrix product.
 
 Each operation is one function: the forward line, then a nested `backward` that maps the gradient of
-the output, `dy`, to the gradients of the inputs. Broadcasting in forward is a sum in backward
-(`unbroadcast`): a value that was used many times receives the gradient of every use.
+the output, `dy`, to the gradients of the inputs. Broadcasting in forward becomes a sum in backward
+(`unbroadcast`): a value used many times receives the gradient of every use.
 
 Reading order: after tensor.py, as the smallest operations. Next: shape.py.
 """
@@ -14,8 +14,8 @@ from minires.tensor import Tensor
 
 
 def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
-    """`value` as a Tensor. A number takes the dtype and device of `like`, if it fits: 2 * x stays float32, 2 * bytes
-    bytes; 0.5 * bytes and 2 * booleans do not."""
+    """`value` as a Tensor. A number takes the dtype and device of `like`: 2 * x stays float32, 2 * bytes bytes. The
+    exceptions are a fraction times integers, and any number times booleans."""
     if isinstance(value, Tensor):
         return value
     if getattr(value, "ndim", None) is None or value.ndim == 0:
@@ -25,7 +25,7 @@ def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
 
 
 def check_floating(operation: str, x: Tensor) -> None:
-    """Raises `TypeError` for an input that is no tensor, or of integers: sums of products do not fit into bytes."""
+    """Raises `TypeError` for anything but a floating-point Tensor: sums of products overflow in bytes."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{operation}: input is of type {type(x).__name__}, expected a Tensor: wrap it, Tensor(x)")
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
@@ -46,7 +46,7 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
 def add(a: Tensor, b: Tensor | Array | float) -> Tensor:
     """a + b."""
     b = as_tensor(b, a)
-    a_shape, b_shape = a.shape, b.shape  # of a and b backward needs no more
+    a_shape, b_shape = a.shape, b.shape  # all that backward needs
 
     def backward(dy: Array) -> tuple[Array, Array]:
         return unbroadcast(dy, a_shape), unbroadcast(dy, b_shape)
@@ -140,7 +140,7 @@ def sqrt(a: Tensor) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor | Array) -> Tensor:
-    """The matrix product a @ b of (..., n, k) and (..., k, m), leading axes broadcast; 1-D as NumPy has it.
+    """The matrix product a @ b of (..., n, k) and (..., k, m), with leading axes broadcast; 1-D as in NumPy.
 
     With y = a @ b the gradients are da = dy @ bᵀ and db = aᵀ @ dy.
     """
@@ -149,8 +149,8 @@ def matmul(a: Tensor, b: Tensor | Array) -> Tensor:
         raise ValueError(f"matmul: a has shape {a.shape} and b {b.shape}, expected at least one axis each")
 
     def backward(dy: Array) -> tuple[Array, Array]:
-        # A vector on the left is a row (1, k), one on the right a column (k, 1): matmul drops that axis
-        # from its result, so it is put back into dy before the two products.
+        # A vector on the left is a row (1, k), a vector on the right is a column (k, 1). matmul drops this
+        # axis from its result; backward puts the axis back into dy before the two products.
         a2 = a.data[None, :] if a.ndim == 1 else a.data  # (..., n, k)
         b2 = b.data[:, None] if b.ndim == 1 else b.data  # (..., k, m)
         if b.ndim == 1:

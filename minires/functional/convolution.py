@@ -24,12 +24,12 @@ def conv2d(
     """Slide `weight` over the image: y[n,i,j,o] = sum over u,v,c of x[n, i*s+u*d-p, j*s+v*d-p, c] weight[u,v,c,o].
 
     x       (N, H, W, C), channels last
-    weight  (kh, kw, C/groups, O); with groups, output channels are split alike and each group sees its own inputs
+    weight  (kh, kw, C/groups, O); groups split the input and output channels into equal, independent parts
     bias    (O,) or None
     returns (N, Ho, Wo, O) with Ho = (H + 2p - d(kh-1) - 1) // s + 1
 
-    stride, padding and dilation are numbers or (vertical, horizontal) pairs. Raises `ValueError` for shapes
-    that do not fit; an input in PyTorch's (N, C, H, W) order is recognised and named; `TypeError` for integers.
+    stride, padding and dilation are numbers or (vertical, horizontal) pairs. Raises `ValueError` for shapes that do
+    not fit, with a hint for an input in PyTorch's (N, C, H, W) order; `TypeError` for integers.
     """
     check_floating("conv2d", x)
     _, stride, padding, dilation = check_conv2d(
@@ -57,7 +57,7 @@ def check_conv2d(
     dilation: Pair,
     groups: int,
 ) -> Geometry:
-    """The convolution's numbers as pairs, or the `ValueError` that conv2d promises, for arrays of these shapes."""
+    """The convolution's numbers as pairs, for arrays of these shapes; raises the `ValueError` of conv2d."""
     geometry = Geometry(
         weight[:2], pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)
     )

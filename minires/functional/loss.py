@@ -19,8 +19,8 @@ def cross_entropy(logits: Tensor, labels: Array | Tensor, label_smoothing: float
     logits (N, K); labels (N,) integers in 0..K-1. The target is 1 - s + s/K for the true class and s/K for
     the others, where s is `label_smoothing` (Szegedy et al. 2015, section 7).
     Raises `ValueError` for wrong shapes, an empty batch or labels out of range, and `TypeError` for labels that are
-    not integers, or logits that are. Labels on the GPU are not looked at, for that would stop it: one out of range
-    makes the loss NaN.
+    not integers, or logits that are. Labels on the GPU are not checked, since a check would stop the GPU: a label out
+    of range makes the loss NaN.
     """
     check_floating("cross_entropy", logits)
     labels = labels.data if isinstance(labels, Tensor) else labels

@@ -22,16 +22,17 @@ def batch_norm(
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
     num_batches_tracked: Array | None = None,
 ) -> Tensor:
     """Per channel: (x - mean) / sqrt(var + eps) * weight + bias.
 
     x (..., C), usually (N,H,W,C); weight, bias, running_mean and running_var (C,).
 
-    In training, mean and var are those of this batch (var biased: divided by M, the number of positions N*H*W),
-    and running_mean and running_var, plain arrays, move towards them in place by `momentum`, running_var with the
-    unbiased variance (divided by M-1); num_batches_tracked, an int64 array of shape (), counts the batches. In
-    evaluation the running statistics are used as they stand.
+    In training, mean and var are those of this batch (var biased: divided by M, the number of positions N*H*W).
+    running_mean and running_var, plain arrays, move towards mean and var in place by `momentum`, running_var with the
+    unbiased variance (divided by M-1). num_batches_tracked, an int64 array of shape (), counts the batches.
+    In evaluation, mean and var are the running statistics.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; PyTorch's conventions.
     Raises `ValueError` for shapes that do not fit, and in training for fewer than two values per channel;
@@ -43,7 +44,7 @@ def batch_norm(
     if training:
         mean, var = backend.batch_norm_statistics(x.data)
         count = x.size // x.shape[-1]  # M
-        kernels.of(mean).update_running_statistics(
+        kernels.of(mean).update_running_statistics(  # x may be bfloat16, the statistics are float32
             running_mean, running_var, num_batches_tracked, mean, var, count, momentum
         )
     else:
@@ -60,7 +61,7 @@ def batch_norm(
 def check_batch_norm(
     x: tuple, weight: tuple, bias: tuple, running_mean: tuple, running_var: tuple, training: bool
 ) -> None:
-    """The `ValueError` that batch_norm promises, for arrays of these shapes."""
+    """Raise the `ValueError` of batch_norm, for arrays of these shapes."""
     channels = x[-1] if x else None
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     for name, shape in vectors.items():

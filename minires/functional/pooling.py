@@ -15,8 +15,8 @@ from minires.tensor import Tensor
 def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
     """The maximum of each kernel_size window of x (N,H,W,C); windows are `stride` apart (default: kernel_size).
 
-    Padding counts as minus infinity. Of equal maxima the first, row by row, receives the gradient.
-    Raises `ValueError` when the window does not fit, or the padding exceeds half of it; `TypeError` for integers.
+    Padding counts as minus infinity. The first of equal maxima, row by row, receives the gradient.
+    Raises `ValueError` if the window does not fit or padding exceeds half the window; `TypeError` for integers.
     """
     kernel_size, stride, padding = _window("max_pool2d", x, kernel_size, stride, padding)
     backend = kernels.of(x.data)
@@ -31,7 +31,7 @@ def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding
 def avg_pool2d(x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
     """The mean of each kernel_size window of x (N,H,W,C); padding counts as zeros, as in PyTorch.
 
-    Raises `ValueError` when the window does not fit, or the padding exceeds half of it; `TypeError` for integers.
+    Raises `ValueError` if the window does not fit or padding exceeds half the window; `TypeError` for integers.
     """
     kernel_size, stride, padding = _window("avg_pool2d", x, kernel_size, stride, padding)
     backend = kernels.of(x.data)

@@ -20,7 +20,7 @@ def _reduced_axes(x: Tensor, axis: Axis) -> tuple[int, ...]:
 
 
 def _with_reduced_axes(y: Array, x: Tensor, axes: tuple[int, ...]) -> Array:
-    """`y` with every reduced axis back as an axis of length 1, so that it broadcasts against x."""
+    """`y` with every reduced axis restored at length 1, to broadcast against x."""
     return y.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 

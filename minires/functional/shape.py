@@ -21,7 +21,7 @@ BASIC = (int, np.integer, slice, NoneType, EllipsisType)  # indices that select 
 
 
 def count_axes(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
-    """`axes` counted from the front: -1 is the last. Raises `ValueError` for one that x does not have."""
+    """`axes` counted from the front: -1 becomes the last. Raises `ValueError` for an axis that x lacks."""
     for axis in axes:
         if not -x.ndim <= axis < x.ndim:
             raise ValueError(f"axis {axis} is out of range for shape {x.shape}")
@@ -40,11 +40,11 @@ def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
 
 def flatten(x: Tensor) -> Tensor:
     """(N, ...) -> (N, everything else in one axis)."""
-    return reshape(x, x.shape[0], math.prod(x.shape[1:]))  # not -1: it has no answer for an empty batch
+    return reshape(x, x.shape[0], math.prod(x.shape[1:]))  # not -1, which is ambiguous for an empty batch
 
 
 def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
-    """Axes permuted: `transpose(x, 2, 0, 1)`; reversed when no axes are given."""
+    """The axes permuted, `transpose(x, 2, 0, 1)`, or reversed, `transpose(x)`."""
     order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     order = count_axes(x, order) or tuple(reversed(range(x.ndim)))
     if sorted(order) != list(range(x.ndim)):
@@ -58,7 +58,7 @@ def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
-    """x[index], for anything NumPy indexes with: integers, slices, None, masks, integer arrays.
+    """x[index], for every index of NumPy: integers, slices, None, masks, integer arrays.
 
     An element selected twice receives the sum of both gradients.
     """
@@ -93,7 +93,7 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Joined along an existing axis. Raises `ValueError` for one that the tensors do not have."""
+    """The tensors joined along an existing axis. Raises `ValueError` for an axis that they lack."""
     if not tensors:
         raise ValueError("concatenate: expected at least one tensor, got none")
     xp = module_of(tensors[0].data)

@@ -23,8 +23,8 @@
     resnet101    bottleneck         3, 4, 23, 3           44,549,160            42,512,970
     resnet152    bottleneck         3, 8, 36, 3           60,192,808            58,156,618
 
-A stage halves the image in its first block: in the 3x3 convolution, as torchvision does ("v1.5"; the paper
-strides the 1x1 before it). Names follow torchvision, so that weights go both ways.
+The first block of layer2, layer3 and layer4 halves the image, in the 3x3 convolution, as torchvision does ("v1.5"; the
+paper strides the 1x1 before it). Names follow torchvision, so that weights go both ways.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), table 1.
 Reading order: after nn/branch.py. Next: resnet_cifar.py.
@@ -40,30 +40,31 @@ import numpy as np
 import minires.functional as F
 from minires import nn
 from minires.models import pretrained
+from minires.nn.fused import Layers
 from minires.tensor import Tensor
 
 STEMS = ("imagenet", "cifar")
 
 
 class Block(nn.Module):
-    """relu(F(x) + shortcut). A subclass says what F is, by `layers`, and what the shortcut carries, by `identity`.
+    """relu(F(x) + shortcut). A subclass says what F is, by `layers`, and what its shortcut adds, by `shortcut_of`.
 
     shortcut  False in a plain network, which computes relu(F(x))
     """
 
     shortcut = True
 
-    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    def layers(self) -> Layers:
         """The layers of F, a ReLU between any two."""
         raise NotImplementedError
 
-    def identity(self, x: Tensor) -> Tensor:
+    def shortcut_of(self, x: Tensor) -> Tensor:
         """x, in the shape of F(x)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> (N,H/stride,W/stride,outputs)."""
-        return nn.branch(x, self.layers(), self.identity(x) if self.shortcut else None)
+        return nn.branch(x, self.layers(), self.shortcut_of(x) if self.shortcut else None)
 
 
 class ProjectionBlock(Block):
@@ -80,7 +81,7 @@ class ProjectionBlock(Block):
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False, generator=generator), nn.BatchNorm2d(outputs)
             )
 
-    def identity(self, x: Tensor) -> Tensor:
+    def shortcut_of(self, x: Tensor) -> Tensor:
         """x, or its projection."""
         if self.downsample is None:
             return x
@@ -102,13 +103,13 @@ class BasicBlock(ProjectionBlock):
     ):
         super().__init__()
         d1, d2 = dilation
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, d1, d1, bias=False, generator=generator)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=d1, dilation=d1, bias=False, generator=generator)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=d2, dilation=d2, bias=False, generator=generator)
         self.bn2 = nn.BatchNorm2d(width)
         self._add_shortcut(in_channels, width, stride, shortcut, generator)
 
-    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    def layers(self) -> Layers:
         """3x3, 3x3."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
@@ -128,16 +129,16 @@ class Bottleneck(ProjectionBlock):
         dilation: tuple[int, int] = (1, 1),
     ):
         super().__init__()
-        outputs, d = width * self.expansion, dilation[0]
+        outputs, d = width * self.expansion, dilation[0]  # there is one 3x3 convolution to dilate
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, generator=generator)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, d, d, bias=False, generator=generator)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=d, dilation=d, bias=False, generator=generator)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False, generator=generator)
         self.bn3 = nn.BatchNorm2d(outputs)
         self._add_shortcut(in_channels, outputs, stride, shortcut, generator)
 
-    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    def layers(self) -> Layers:
         """1x1, 3x3, 1x1."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
@@ -191,7 +192,7 @@ class ResNet(nn.Module):
             before = dilation
             if i > 0 and stride < limit:
                 stride, first = 2 * stride, 2
-            else:  # what the first block would skip, all later convolutions skip instead: dilation
+            else:  # instead of a stride, all later 3x3 convolutions are dilated
                 dilation, first = dilation * (2 if i > 0 else 1), 1
             blocks = []
             for j in range(count):

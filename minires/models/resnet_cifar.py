@@ -16,7 +16,7 @@
     resnet1202  200    19,421,274
 
 The depth is 6n + 2. Where a shortcut changes shape it takes every second pixel and adds channels of zeros
-("option A"), so it has no parameters, and the plain network beside it (shortcut=False) exactly as many.
+("option A"), so the shortcut has no parameters. The plain network (shortcut=False) has exactly as many parameters.
 
 Source: He et al. 2015, Deep Residual Learning for Image Recognition (arXiv 1512.03385), section 4.2.
 Reading order: after resnet.py. Next: optim/optimizer.py.
@@ -32,6 +32,7 @@ import minires.functional as F
 from minires import nn
 from minires.models import pretrained
 from minires.models.resnet import Block, initialise
+from minires.nn.fused import Layers
 from minires.tensor import Tensor
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
@@ -50,11 +51,11 @@ class CifarBlock(Block):
         self.bn2 = nn.BatchNorm2d(width)
         self.stride, self.new_channels, self.shortcut = stride, width - in_channels, shortcut
 
-    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    def layers(self) -> Layers:
         """3x3, 3x3."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
-    def identity(self, x: Tensor) -> Tensor:
+    def shortcut_of(self, x: Tensor) -> Tensor:
         """x at every `stride`-th pixel, its channels in the middle of zeros: (N,H/stride,W/stride,width)."""
         if self.stride == 1 and self.new_channels == 0:
             return x

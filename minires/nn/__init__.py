@@ -1,6 +1,6 @@
 """Layers: state around the functional operations.
 
-Reading order: module.py, init.py, layers.py, branch.py. Next: models/.
+Reading order: module.py, init.py, layers.py, branch.py; fused.py with a backend. Next: models/.
 """
 
 from minires.nn import init

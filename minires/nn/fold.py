@@ -1,8 +1,8 @@
 """Batch norm folded into the convolution before it, for inference.
 
 In evaluation batch norm is y * scale + shift per channel, with scale = weight / sqrt(running_var + eps) and
-shift = bias - running_mean * scale. A convolution is linear, so the scale can be multiplied into its weights once
-and for all, and the shift becomes its bias: conv(x, W) * scale + shift = conv(x, W * scale) + shift.
+shift = bias - running_mean * scale. A convolution is linear: conv(x, W) * scale + shift = conv(x, W * scale) + shift.
+Folding multiplies the weights by the scale, once, and makes the shift the bias of the convolution.
 
 Reading order: any time after nn/layers.py.
 """
@@ -19,9 +19,9 @@ from minires import nn
 def fold(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference, in evaluation mode, with every batch norm folded into its convolution.
 
-    A batch norm belongs to the convolution that directly precedes it among a module's attributes (conv1, bn1, conv2,
-    bn2, ...). Outputs equal those of `model.eval()` up to rounding. Raises `ValueError` if there is nothing to fold,
-    or if a convolution is used in several places, which may need different scales.
+    A batch norm belongs to the convolution directly before the batch norm among a module's attributes (conv1, bn1,
+    conv2, bn2, ...). Outputs equal those of `model.eval()` up to rounding. Raises `ValueError` if there is nothing to
+    fold, or for a convolution used in several places, which may need different scales.
     """
     folded = copy.deepcopy(model)
     pairs, places = [], Counter()

@@ -1,4 +1,4 @@
-"""Initial weights, drawn from an explicit generator on the host, so that both devices start alike.
+"""Initial weights, drawn from an explicit generator on the host: both devices start alike.
 
 All functions fill a Parameter in place and return it.
 
@@ -16,9 +16,9 @@ from minires.nn.module import Parameter
 
 
 class Zeros:
-    """A generator that draws nothing but zeros, at no cost: for a network whose weights are about to be loaded.
+    """A generator that draws only zeros, at no cost: for a network whose weights will be loaded.
 
-    Drawing the 44.5 million of ResNet-101 twice, for its layers and for He's initialisation, takes half a second.
+    Drawing ResNet-101's 44.5 million weights twice, for its layers and for He's initialisation, takes half a second.
     """
 
     def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -31,9 +31,9 @@ class Zeros:
 
 
 def fans(parameter: Parameter) -> tuple[int, int]:
-    """(fan_in, fan_out): how many inputs one output sums up, and the reverse.
+    """(fan_in, fan_out): the number of inputs of one output, and of outputs of one input.
 
-    For a linear weight (C, O) that is C and O; for a convolution (kh, kw, C, O) kh*kw*C and kh*kw*O.
+    A linear weight (C, O) has C and O; a convolution (kh, kw, C, O) has kh*kw*C and kh*kw*O.
     """
     if parameter.ndim < 2:
         raise ValueError(f"fans: a parameter of shape {parameter.shape} has none, expected (C,O) or (kh,kw,C,O)")

@@ -1,7 +1,7 @@
-"""The layers: a functional operation, plus the parameters and settings it is called with.
+"""The layers: each a functional operation with its parameters and settings.
 
-Weights are drawn from `generator`, or from the default one that `minires.manual_seed` resets. They start
-as in PyTorch: uniform in ±1/sqrt(fan_in) for convolution and linear layers.
+Weights are drawn from `generator`, or from the default generator, which `minires.manual_seed` resets. Convolution and
+linear layers start as in PyTorch: uniform in ±1/sqrt(fan_in).
 
 Reading order: after init.py. Next: branch.py.
 """
@@ -79,7 +79,7 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Batch normalisation per channel; see `functional.batch_norm`.
 
-    A frozen one, see `freeze_batch_norm`, computes in training as in evaluation.
+    A frozen batch norm, see `freeze_batch_norm`, computes in training as in evaluation.
     """
 
     buffer_names = ("running_mean", "running_var", "num_batches_tracked")
@@ -97,25 +97,25 @@ class BatchNorm2d(Module):
 
     @property
     def uses_batch(self) -> bool:
-        """Whether this batch's statistics are used, and move the running ones."""
+        """Whether forward uses this batch's statistics and moves the running statistics."""
         return self.training and not self.frozen
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> the same shape; in training mode the running statistics move."""
         return F.batch_norm(
             x, self.weight, self.bias, self.running_mean, self.running_var,
-            self.uses_batch, self.momentum, self.eps, self.num_batches_tracked,
+            self.uses_batch, self.momentum, self.eps, num_batches_tracked=self.num_batches_tracked,
         )  # fmt: skip
 
     def track(self, mean: Array, var: Array, count: int) -> None:
-        """Move the running statistics as `forward` does, for statistics that were computed elsewhere: mean and biased
+        """Move the running statistics as `forward` does, towards statistics computed elsewhere: the mean and biased
         variance (C,) of `count` values per channel."""
         kernels.of(mean).update_running_statistics(
             self.running_mean, self.running_var, self.num_batches_tracked, mean, var, count, self.momentum
         )
 
     def scale_and_shift(self) -> tuple[Array, Array]:
-        """What evaluation amounts to: x * scale + shift, both (C,)."""
+        """(scale, shift), both (C,): evaluation is x * scale + shift."""
         scale = self.weight.data / (self.running_var + self.eps) ** 0.5
         return scale, self.bias.data - self.running_mean * scale
 
@@ -125,10 +125,10 @@ class BatchNorm2d(Module):
 
 
 def freeze_batch_norm(model: Module, frozen: bool = True) -> Module:
-    """Keep every batch norm in `model` as it is, in training too: statistics, weight and bias. Returns the model.
+    """Keep the statistics, weight and bias of every batch norm in `model`, in training too. Returns the model.
 
-    What one does when a pretrained network is fine-tuned with batches too small for statistics of their own. With
-    frozen=False they train again.
+    For fine-tuning a pretrained network with batches too small for statistics of their own. frozen=False lets the batch
+    norms train again.
     """
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
@@ -138,7 +138,7 @@ def freeze_batch_norm(model: Module, frozen: bool = True) -> Module:
 
 
 class FoldedBatchNorm2d(Module):
-    """What is left of a batch norm once `minires.fold` has moved its scale and shift into the convolution before it."""
+    """The rest of a batch norm after `minires.fold` has moved its scale and shift into the convolution before."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x."""
@@ -214,7 +214,7 @@ class GlobalAvgPool2d(Module):
 
 
 class Flatten(Module):
-    """One axis for each sample."""
+    """All axes but the first become one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N, features)."""

@@ -1,8 +1,8 @@
 """Module: a piece of a network, holding parameters, buffers and other modules.
 
-Nothing has to be registered: the parameters are those attributes that are Parameters, the sub-modules those that are
-Modules, in the order in which they were first set. (A list of modules is neither; nn.Sequential is.) That gives the
-names ("layer1.0.conv1.weight") which state_dict shares with PyTorch.
+Nothing has to be registered. The parameters are the attributes of type Parameter; the sub-modules are the attributes of
+type Module, in the order of their first assignment. (A list of modules is no Module; nn.Sequential is one.) Attribute
+names make the names ("layer1.0.conv1.weight") that state_dict shares with PyTorch.
 
 Reading order: after functional/pooling.py. Next: init.py.
 """
@@ -39,8 +39,8 @@ class Module:
             def forward(self, x):
                 return x * self.weight
 
-    buffer_names  attributes that belong to the state but are not trained (running statistics): arrays
-    torch_axes    for each parameter that PyTorch lays out differently, the axes of its transposition there
+    buffer_names  arrays that belong to the state but are not trained (running statistics)
+    torch_axes    for each parameter with another layout in PyTorch, the axes of the transposition to that layout
     """
 
     buffer_names: ClassVar[tuple[str, ...]] = ()
@@ -75,7 +75,7 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters, as (dotted name, parameter); one used in two places comes once, as in PyTorch."""
+        """All parameters, as (dotted name, parameter), each once even if used twice, as in PyTorch."""
         seen = set()
         for name, module, attribute in self._named_state():
             value = getattr(module, attribute)
@@ -108,10 +108,9 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy `state`, in PyTorch's names and layouts, into this module's parameters and buffers.
 
-        Raises `ValueError` listing every missing, unexpected and misshapen key, or for an array that holds no numbers;
-        nothing is changed then.
-        With strict=False missing and unexpected keys are ignored; misshapen ones still raise. A state without any
-        `num_batches_tracked`, from before PyTorch 0.4.1 which brought them, lacks nothing: as in PyTorch they become 0.
+        Raises `ValueError` listing every missing, unexpected and misshapen key, or for an array that holds no numbers,
+        and changes nothing then. strict=False ignores missing and unexpected keys; misshapen ones still raise. A state
+        from before PyTorch 0.4.1 has no `num_batches_tracked`: as in PyTorch, they are not missing and become 0.
         """
         own = {name: _torch_shape(module, attribute) for name, module, attribute in self._named_state()}
         counters = {name for name in own if name.rpartition(".")[2] == "num_batches_tracked"}
@@ -137,29 +136,32 @@ class Module:
             target = getattr(module, attribute)
             target = target.data if isinstance(target, Parameter) else target
             try:
+                if not hasattr(target, "dtype"):
+                    raise TypeError(f"the buffer is of type {type(target).__name__}, expected an array")
                 array = np.asarray(state[name])
                 if attribute in module.torch_axes:
                     array = array.transpose(np.argsort(module.torch_axes[attribute]))
-                with np.errstate(invalid="raise"):  # NaN is no count
-                    arrays.append((target, module_of(target).asarray(array, dtype=target.dtype)))
-            except (ValueError, TypeError, ArithmeticError) as error:
+                if target.dtype.kind in "iu" and not np.isfinite(array).all():
+                    raise ValueError("is not finite, expected a count")
+                arrays.append((target, module_of(target).asarray(array, dtype=target.dtype)))
+            except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f"load_state_dict: {name}: {error}") from error
         for target, array in arrays:
             target[...] = array  # in place: optimisers hold views
 
     def train(self, mode: bool = True) -> Module:
-        """Training mode for this module and all below: batch statistics are used, dropout drops."""
+        """Training mode for this module and all below: batch norm uses batch statistics, dropout drops."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Module:
-        """Evaluation mode: running statistics are used, dropout does nothing."""
+        """Evaluation mode: batch norm uses running statistics, dropout does nothing."""
         return self.train(False)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode inside `with model.evaluating():`; then every module gets the mode back that it had."""
+        """Evaluation mode inside `with model.evaluating():`; leaving restores the mode of every module."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
@@ -197,7 +199,7 @@ class Module:
         return f"{type(self).__name__}({inside})"
 
     def extra_repr(self) -> str:
-        """What `repr` shows between the brackets of a module without sub-modules."""
+        """The text that `repr` shows in the brackets of a module without sub-modules."""
         return ""
 
 
@@ -211,7 +213,7 @@ def _torch_shape(module: Module, attribute: str) -> tuple[int, ...]:
 def observe(callback: Callable[[Module, tuple, Any], None]) -> Iterator[None]:
     """Inside `with observe(callback):` every module calls callback(module, inputs, output) after its forward.
 
-    One mechanism for all that looks into a network: summary, the search for the first NaN, statistics per layer.
+    The one mechanism for looking into a network: summary, the search for the first NaN, statistics per layer.
     """
     previous = Module._observers
     Module._observers = (*previous, callback)

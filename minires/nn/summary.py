@@ -1,4 +1,4 @@
-"""What a network is made of, layer by layer: output size, parameters, multiply-adds, memory.
+"""A network layer by layer: output size, parameters, multiply-adds, memory.
 
 Reading order: any time after models/.
 """
@@ -32,7 +32,7 @@ class Summary:
     parameters        number of trained numbers
     macs              multiply-adds of the convolutions and linear layers in forward (FLOPs are twice that)
     activation_bytes  what training layer by layer keeps for backward: the output of every layer, in float32
-                      (`train.step_memory` counts what the fused branches keep)
+                      (`train.memory.step_memory` counts what the fused branches keep)
     """
 
     rows: tuple[Row, ...]
@@ -77,9 +77,9 @@ class Summary:
 
 
 def summary(model: nn.Module, input_shape: tuple[int, int, int] = (224, 224, 3)) -> Summary:
-    """Run one image of zeros, (H, W, C) = input_shape, through `model` and note what each layer makes of it.
+    """Run one image of zeros, (H, W, C) = input_shape, through `model` and note the output of each layer.
 
-    The model is left as it was. Raises whatever the model raises for an input it cannot take.
+    The model is not changed. Raises what the model raises for an unsuitable input.
     """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"summary: input_shape is {input_shape}, expected (height, width, channels)")

@@ -1,7 +1,7 @@
 """Optimisers over one flat buffer.
 
-All parameters are moved into one flat array and become views of it, and so are their gradients. A step is then
-one pass over a few large arrays instead of hundreds of small ones: for ResNet-101, 1 update instead of 314.
+All parameters are moved into one flat array and become views of it. All gradients are views of a second one. A step is
+then one pass over a few large arrays instead of hundreds of small ones: for ResNet-101, 1 update instead of 314.
 
 Reading order: after models/resnet_cifar.py. Next: schedules.py.
 """
@@ -24,10 +24,10 @@ class Optimizer:
     params  an iterable of Parameters, or of groups {"params": [...], "lr": ..., "weight_decay": ...} whose
             settings override the optimiser's
 
-    A parameter whose grad is None at `step` is left alone, as in PyTorch. A gradient is a view of the flat one, and
-    overwritten by the next backward: copy what is to be kept. Raises `ValueError` for no parameters, for one given
-    twice, for mixed dtypes or devices, and for settings out of range, `TypeError` for what is no Parameter; `step`
-    raises `RuntimeError` if a parameter's array was replaced (by `model.to(...)`) after the optimiser was made.
+    `step` leaves a parameter with grad None alone, as in PyTorch. A gradient is a view of the flat array, which the
+    next backward overwrites: copy a gradient to keep it. Raises `ValueError` for no parameters, a repeated parameter,
+    mixed dtypes or devices, and settings out of range; `TypeError` for anything but Parameters. `step` raises
+    `RuntimeError` if a parameter's array was replaced (by `model.to(...)`) after the optimiser was made.
     """
 
     slots: tuple[str, ...] = ()  # names of the flat buffers kept between steps
@@ -53,7 +53,7 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)} in a group")
             self._check(group)
         self.steps = 0
-        self._schedules: dict[int, float | Array] = {}  # of each group, as the updates take it
+        self._prepared_lr: dict[int, float | Array] = {}  # by group: its rate as the updates take it
         self._flatten()
 
     def _flatten(self) -> None:
@@ -80,7 +80,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group; setting it sets that of every group."""
+        """The learning rate of the first group; assigning it sets the rate of every group."""
         return self.groups[0]["lr"]
 
     @lr.setter
@@ -89,26 +89,26 @@ class Optimizer:
             group["lr"] = value
 
     def zero_grad(self) -> None:
-        """Forget all gradients. Call it before every backward whose gradients are not to be added to the last."""
+        """Forget all gradients. Without this call the next backward adds to the old gradients."""
         for p in self.params:
             p.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient, by one update."""
+        """Update every parameter that has a gradient, once."""
         self.advance()
         self.apply()
 
     def advance(self) -> None:
-        """The first half of a step: count it, and put the learning rate where the update will read it.
+        """The first half of a step: count the step, and store the learning rate for the update.
 
-        A CUDA graph repeats `apply` alone, so what changes from step to step has to be on the device
+        A CUDA graph replays `apply` alone: everything that changes from step to step must be on the device
         (docs/fast-cuda.md).
         """
         self.steps += 1
         backend = kernels.of(self.flat)
         for group in self.groups:
-            betas, previous = group.get("betas", (0.0, 0.0)), self._schedules.get(id(group))
-            self._schedules[id(group)] = backend.make_schedule(previous, self.flat, group["lr"], self.steps, betas)
+            betas, previous = group.get("betas", (0.0, 0.0)), self._prepared_lr.get(id(group))
+            self._prepared_lr[id(group)] = backend.prepare_lr(previous, self.flat, group["lr"], self.steps, betas)
 
     def apply(self) -> None:
         """The second half: the arithmetic."""
@@ -118,7 +118,7 @@ class Optimizer:
                     f"{type(self).__name__}: a parameter of shape {p.shape} got a new array after the optimiser was "
                     "made; call model.to(...) first and make the optimiser then"
                 )
-            if p.grad is not None and p.grad is not p.grad_buffer:  # somebody assigned p.grad
+            if p.grad is not None and p.grad is not p.grad_buffer:  # the caller assigned p.grad
                 p.grad_buffer[...] = p.grad
                 p.grad = p.grad_buffer
         for group, begin, end in self._runs():
@@ -140,8 +140,8 @@ class Optimizer:
                 yield group, begin, end
 
     def _lr(self, group: dict[str, Any]) -> float | Array:
-        """The learning rate as the kernels take it: a number, or where it is on the device."""
-        return self._schedules.get(id(group), group["lr"])
+        """The learning rate in the form that the kernels take: a number, or an array on the device."""
+        return self._prepared_lr.get(id(group), group["lr"])
 
     def _update(self, part: slice, group: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -158,7 +158,7 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What `load_state_dict` needs to go on exactly: {"steps": (), "lr": (groups,), and each flat buffer}."""
+        """The state that `load_state_dict` restores exactly: {"steps": (), "lr": (groups,), and each flat buffer}."""
         state = {name: np.array(to_device(array, "cpu")) for name, array in self.state.items()}
         return {
             "steps": np.array(self.steps),
@@ -167,9 +167,9 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a `state_dict` of the same kind of optimiser over the same parameters.
+        """Copy a `state_dict` of the same kind of optimiser over the same parameters.
 
-        Raises `ValueError` naming what does not fit; nothing is changed then.
+        Raises `ValueError` naming the misfit, and changes nothing then.
         """
         own = self.state_dict()
         if set(state) != set(own):
@@ -214,7 +214,7 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov=True needs a momentum > 0")
 
     def _update(self, part: slice, group: dict[str, Any]) -> None:
-        # The velocity starts at zero, so that momentum * velocity + g is PyTorch's first step (velocity = g) too.
+        # The velocity starts at zero: momentum * velocity + g is then PyTorch's first step (velocity = g) too.
         kernels.of(self.flat).sgd_update(
             self.flat[part], self.flat_grad[part], self.state["velocity"][part],
             self._lr(group), group["momentum"], group["weight_decay"], group["nesterov"],
@@ -269,7 +269,7 @@ class AdamW(Adam):
 
 
 def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before.
+    """Scale all gradients to a joint L2 norm of at most `max_norm`; return the norm before.
 
     Source: Pascanu et al. 2013, algorithm 1. Raises `ValueError` unless max_norm > 0.
     """

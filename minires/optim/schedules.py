@@ -3,7 +3,7 @@
     schedule = schedules.one_cycle(lr=0.2, total_steps=1000)
     optimizer.lr = schedule(step)
 
-Being a function of the step alone, a schedule has no state: a resumed run needs nothing but its step.
+A schedule has no state, being a function of the step alone: a resumed run needs only the step.
 
 Reading order: after optimizer.py. Next: data/dataset.py.
 """
@@ -37,7 +37,7 @@ def cosine(lr: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
 
 
 def one_cycle(lr: float, total_steps: int, warmup: float = 0.25) -> Schedule:
-    """Straight up to the peak `lr` over the fraction `warmup` (0 to 1) of the steps, then straight down to 0.
+    """Rise linearly to the peak `lr` over the fraction `warmup` (0 to 1) of the steps, then fall linearly to 0.
 
     The triangular form of Smith and Topin 2017 (arXiv 1708.07120). Raises `ValueError` for another `warmup`.
     """
@@ -60,8 +60,8 @@ NAMES = ("constant", "step", "cosine", "one-cycle")
 
 
 def build(name: str, lr: float, total_steps: int) -> Schedule:
-    """The schedule called `name` for a run of `total_steps`: "step" divides by 10 at 1/2 and 3/4 of it, as the paper;
-    "cosine" warms up over the first 5 %. Raises `ValueError` for an unknown name."""
+    """The schedule called `name` for a run of `total_steps`. "step" divides by 10 at 1/2 and 3/4 of the run, as in the
+    paper; "cosine" warms up over the first 5 %. Raises `ValueError` for an unknown name."""
     if name == "constant":
         return constant(lr)
     if name == "step":

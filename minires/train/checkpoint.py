@@ -1,7 +1,7 @@
-"""Files that a crash cannot spoil: tensors and a note about them, in one safetensors file, written atomically.
+"""Checkpoints: tensors and a note about them, in one safetensors file, written atomically.
 
-Everything that a run needs to go on is in ONE file, state.safetensors, so that weights and optimiser can never come
-from two different moments. A file of a run is either the old one or the new one, whenever the power fails
+ONE file, state.safetensors, holds everything that a run needs to go on. Weights and optimiser can then never come from
+two different moments. After a power failure a file of a run is either the old one or the new one
 (files/atomic.py).
 
 Reading order: first of the files behind the loop. Next: stop.py.
@@ -29,16 +29,16 @@ class CheckpointError(ValueError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Make `content` the content of `path`, or leave what was there.
+    """Make `content` the content of `path`, or leave the old content.
 
-    Raises `OSError` naming `path` when it cannot be written (no space, no permission); the old file is intact then.
+    Raises `OSError` naming a `path` that cannot be written (no space, no permission); the old file is intact then.
     """
     with atomic(path) as file:
         file.write(content)
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
-    """Write `arrays`, and `info` (anything JSON can hold) in the file's metadata. Raises `OSError`, see above."""
+    """Write `arrays`, with `info` (anything JSON can hold) in the file's metadata. Raises `OSError`, see above."""
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}  # safetensors writes raw memory
     write_atomically(Path(path), safetensors.save(arrays, metadata={"minires": json.dumps(info)}))
 
@@ -53,7 +53,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Only the `info` of a file that `save` wrote; the arrays are not read. Raises as `load`."""
+    """The `info` of a file that `save` wrote, without reading the arrays. Raises as `load`."""
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
@@ -71,7 +71,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def check_is_state(path: Path, info: Mapping[str, Any]) -> None:
-    """Raises `CheckpointError` unless `info` is the note in a training state."""
+    """Raise `CheckpointError` unless `info` is the note in a training state."""
     if "identity" not in info:
         raise CheckpointError(f"{path}: holds weights, but no training state to resume from")
 
@@ -79,7 +79,7 @@ def check_is_state(path: Path, info: Mapping[str, Any]) -> None:
 def saved_settings(path: Path, to_resume: bool = False) -> dict[str, Any]:
     """The settings noted in a state or in weights that a run wrote; {} for weights from elsewhere.
 
-    Raises `CheckpointError` when there is no such file; and for all but an intact state if that is `to_resume`.
+    Raises `CheckpointError` for a missing file; with `to_resume`, for anything but an intact state.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: there is no such file")
@@ -90,13 +90,13 @@ def saved_settings(path: Path, to_resume: bool = False) -> dict[str, Any]:
     except CheckpointError:
         if to_resume:
             raise
-        return {}  # whoever reads the arrays will say what is wrong
+        return {}  # reading the arrays will say what is wrong
     settings = info.get("settings")
     return settings if isinstance(settings, dict) else {}
 
 
 def load_model_weights(model: Module, path: str | Path) -> None:
-    """Load a file of weights (.safetensors, .npz, ...) into `model`. Raises `CheckpointError` if it does not fit."""
+    """Load a file of weights (.safetensors, .npz, ...) into `model`. Raises `CheckpointError` for a misfit."""
     try:
         model.load_state_dict(load_weights(path))
     except (OSError, ValueError) as error:  # WeightsError is a ValueError

@@ -1,10 +1,10 @@
-"""Runs side by side, read back from their folders: a table of what differs, and their curves in one figure.
+"""Runs side by side, read from their folders: a table of the differences, and the curves in one figure.
 
     minires report runs/sgd runs/adam
 
 Used by `minires report`, examples/experiments/ablation.py and degradation.py, and docs/results/make_readme.py.
 
-A folder needs config.json and log.jsonl; results.json too once the run has ended, but a run can be looked at before.
+A folder needs config.json and log.jsonl. results.json appears when the run ends; a run can be compared before.
 
 Reading order: after report.py.
 """
@@ -37,9 +37,9 @@ class RunError(ValueError):
 class Run:
     """One run as its folder has it.
 
-    settings  of config.json; device, kernels and test_images as they were, not as they were asked for
-    records   the lines of log.jsonl, one per epoch, the last epoch's last
-    results   of results.json; empty for a run that has not ended, or was resumed for more epochs and goes on
+    settings  from config.json; device, kernels and test_images as used, not as requested
+    records   the lines of log.jsonl, one per epoch, in order
+    results   from results.json; empty while the run is unfinished, or resumed for more epochs
     """
 
     path: Path
@@ -49,12 +49,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """That of the folder."""
+        """The folder's name."""
         return self.path.resolve().name
 
     @property
     def network(self) -> str:
-        """Such as "ResNet-20", or "plain-20" without shortcuts."""
+        """The network's name: "ResNet-20", or "plain-20" without shortcuts."""
         return f"{'plain' if self.settings.get('plain') else 'ResNet'}-{self.settings['depth']}"
 
     @property
@@ -64,12 +64,12 @@ class Run:
 
     @property
     def minutes(self) -> float:
-        """Of training, over all sessions; the evaluations after each epoch are not in it."""
+        """Minutes of training over all sessions, without the evaluations after each epoch."""
         return sum(record["seconds"] for record in self.records) / 60
 
     @property
     def experiment(self) -> str:
-        """What all its repetitions with other seeds have in common: the settings, and how far it has come."""
+        """The key that repetitions with other seeds share: the compared settings and the epochs done."""
         compared = {name: value for name, value in self.settings.items() if name not in NOT_COMPARED}
         return json.dumps([compared, self.records[-1]["epoch"]], sort_keys=True)
 
@@ -93,7 +93,7 @@ def read_run(path: str | Path) -> Run:
     if not records:
         raise RunError(f"{log}: no epoch has ended yet")
     if results.get("epochs") != records[-1]["epoch"]:
-        results = {}  # of an earlier end
+        results = {}  # from before the run was resumed
     facts = {name: results[name] for name in ("device", "kernels") if name in results}
     if "test_images" in records[-1]:
         facts["test_images"] = records[-1]["test_images"]
@@ -113,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs grouped: in a group all but the seed agrees. In order of first appearance."""
+    """The runs in groups that differ in the seed only, in order of first appearance."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
@@ -127,7 +127,7 @@ def percent(values: Sequence[float]) -> str:
 
 
 def mean_and_std(group: Sequence[Run]) -> str | None:
-    """The test accuracy of several seeds, as `percent` says it; None if there are not several."""
+    """The test accuracy over several seeds, formatted by `percent`; None for fewer than two, or for a repeated seed."""
     seeds = {str(run.settings.get("seed")) for run in group}
     if len(group) < 2 or len(seeds) < len(group):
         return None
@@ -135,9 +135,9 @@ def mean_and_std(group: Sequence[Run]) -> str | None:
 
 
 def table(runs: Sequence[Run]) -> tuple[str, list[list[str]]]:
-    """(what all runs have in common, in words; rows of cells, the first being the header).
+    """(the settings that all runs share, in words; rows of cells, the header first).
 
-    A setting in which the runs differ has a column. Repetitions with other seeds get a row with mean ± std below.
+    Each setting in which the runs differ has a column. A row with mean ± std follows repetitions with other seeds.
     """
     common, differing = [], []
     names = dict.fromkeys(name for run in runs for name in run.settings if name == "seed" or name not in NOT_COMPARED)
@@ -170,24 +170,24 @@ def _text(value: Any) -> str:
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """The cells in columns for a terminal."""
+    """The cells in aligned columns, for a terminal."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The cells as a table for GitHub."""
+    """The cells as a Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = None) -> Figure:
-    """Loss and error over the epochs, a colour a run: dashed for training, solid for the test set.
+    """Loss and error over the epochs, one colour per run: dashed for training, solid for the test set.
 
-    What is called training is the mean over an epoch, while the network learned, on augmented images; its loss has the
-    label smoothing in it, that of the test set has not.
+    The training curves are means over an epoch, on augmented images, while the network learned. The training loss
+    includes label smoothing; the test loss does not.
 
-    names  for the legend, where the folders' do not say it well
+    names  for the legend (default: the folders' names)
     """
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -214,6 +214,6 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names; with what is above them where two are the same."""
+    """The folders' names, or the whole paths where two names are equal."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

@@ -1,4 +1,4 @@
-"""How good a model is on images it was not trained on.
+"""Evaluation: how good a model is on images outside the training set.
 
 Reading order: after data/loader.py. Next: training.py.
 """
@@ -50,9 +50,9 @@ def evaluate(
     max_seconds: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Run the images of `batches` through `model` in evaluation mode; the modes of its modules are put back.
+    """Run the images of `batches` through `model` in evaluation mode, then restore the mode of every module.
 
-    It stops early, but after one batch at least, when `max_seconds` have passed or `interrupted()` says so.
+    Stops early when `max_seconds` have passed or `interrupted()` is true, but never before one batch is done.
     """
     start = time.monotonic()
     loss, labels, probabilities = 0.0, [], []

@@ -1,10 +1,10 @@
-"""The folder of a run: which files it holds, and that none of them is lost by accident.
+"""The folder of a run: which files it holds, and how they are kept from being overwritten by accident.
 
-    config.json         the settings, all of them, and the commands: the first, and each that resumed the run
+    config.json         all settings, and the commands: the first, and each that resumed the run
     log.jsonl           one line per epoch
     state.safetensors   everything needed to resume; complete on its own
     last.safetensors    the weights alone, in PyTorch's names and layouts, for use elsewhere
-    results.json        what came out
+    results.json        the final losses, accuracies and times
     curves.png  confusion.png  mistakes.png
 
 Reading order: after progress.py. Next: report.py.
@@ -35,16 +35,16 @@ class RunFolder:
 
     @property
     def is_used(self) -> bool:
-        """Whether a run has been saved here, or what is left of one whose large files were deleted."""
+        """Whether the folder holds a saved run, or the small files of one whose large files were deleted."""
         if any(path.exists() for path in (self.state, self.weights, self.results)):
             return True
         return self.log.exists() and self.log.stat().st_size > 0  # it is empty until the first epoch has been saved
 
     def prepare(self, state_bytes: int = 0, weights_bytes: int = 0) -> None:
-        """Make the folder, and make sure, before hours of training, that it can be written to.
+        """Make the folder, and check before hours of training that files can be written to it.
 
         Raises `OSError` naming the folder if it cannot be made or written to, or if there is no room for the weights
-        and for two states: a new one is written beside the old one before it takes its place.
+        and for two states: a new state is written beside the old one before replacing it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -65,12 +65,12 @@ class RunFolder:
         checkpoint.write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_log(self, records: list[dict[str, Any]]) -> None:
-        """Write log.jsonl anew: a log that was only added to would, after a resume, tell some epochs twice."""
+        """Write log.jsonl anew: after a resume, a log that is only appended to would hold some epochs twice."""
         lines = "".join(json.dumps(record) + "\n" for record in records)
         checkpoint.write_atomically(self.log, lines.encode())
 
     def commands(self) -> list[str]:
-        """The commands that trained here so far, as config.json has them; none if there is no such file."""
+        """The commands that have trained here so far, from config.json; [] without that file."""
         try:
             config = json.loads(self.config.read_text())
         except (OSError, ValueError):
@@ -79,9 +79,9 @@ class RunFolder:
         return commands if isinstance(commands, list) else []
 
     def save(self, training: Training) -> None:
-        """Write the state, then the weights. If only the first is done, resuming loses nothing.
+        """Write the state, then the weights. A crash between the two loses nothing: the state is complete.
 
-        Raises `TrainingError` for weights that are not finite and `OSError`; the old files are intact then.
+        Raises `TrainingError` for weights that are not finite, and `OSError`; the old files are intact then.
         """
         training.save(self.state)
         info = {"step": training.step, "epoch": training.epoch, "settings": training.settings}
@@ -89,7 +89,7 @@ class RunFolder:
 
 
 def new_run(base: str | Path) -> RunFolder:
-    """The first of base, base-2, base-3, ... that no run has been started in."""
+    """The first of base, base-2, base-3, ... that holds no run."""
     base, number = Path(base), 1
     while (folder := RunFolder(base if number == 1 else f"{base}-{number}")).is_used or folder.config.exists():
         number += 1
@@ -97,7 +97,7 @@ def new_run(base: str | Path) -> RunFolder:
 
 
 def latest_run(base: str | Path) -> RunFolder:
-    """Of base, base-2, base-3, ... the one that was saved last. Raises `CheckpointError` when there is none."""
+    """The most recently saved of base, base-2, base-3, ... Raises `CheckpointError` when there is none."""
     base = Path(base)
     numbered = [path for path in base.parent.glob(f"{base.name}-*") if path.name[len(base.name) + 1 :].isdecimal()]
     saved = [folder for folder in map(RunFolder, [base, *numbered]) if folder.state.exists()]
@@ -107,10 +107,10 @@ def latest_run(base: str | Path) -> RunFolder:
 
 
 def state_file(path: str | Path) -> Path:
-    """The file to resume from: the state in a folder, or the file that `path` is."""
+    """The file to resume from: the state in the folder `path`, or `path` itself if it is a file."""
     return RunFolder(path).state if Path(path).is_dir() else Path(path)
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights: that in the folder of a run, or the file that `path` is."""
+    """The file of weights: the one in the folder `path` of a run, or `path` itself if it is a file."""
     return RunFolder(path).weights if Path(path).is_dir() else Path(path)

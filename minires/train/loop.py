@@ -1,9 +1,9 @@
 """The training loop: forward, loss, backward, step, again.
 
-`fit` has three levels: `Loop.run` (epochs), `Loop.train_epoch` (batches), and one step, `HostStep`. On a GPU another
-step takes its place (cuda/step.py), which computes the same and never waits for the device.
+`fit` has three levels: `Loop.run` (epochs), `Loop.train_epoch` (batches), and one step, `HostStep`. A GPU has a step of
+its own (cuda/step.py), with the same result, which never waits for the device.
 
-What changes while the loop runs is in one object, `Training` (training.py); what does not is in `Loop`.
+`Training` (training.py) holds what changes while the loop runs. `Loop` holds what does not.
 
 Reading order: after training.py. Next: examples/train_cifar.py.
 """
@@ -35,13 +35,13 @@ from minires.train.progress import Progress, format_seconds, say
 from minires.train.stop import Stop
 from minires.train.training import Training
 
-WARM_UP, MEASURED = 1, 3  # steps left out, then timed, to say how long an epoch will take
-SAVE_SECONDS = 600  # a checkpoint at least this often, within an epoch too
+WARM_UP, MEASURED = 1, 3  # steps left out, then timed, to estimate an epoch's time
+SAVE_SECONDS = 600  # the longest time between checkpoints, within an epoch too
 CURE = "a lower learning rate (--lr) is the usual cure"
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: training stopped after a complete step, and a checkpoint was written."""
+    """Ctrl-C or SIGTERM: training stopped after a complete step and wrote a checkpoint."""
 
 
 def fit(
@@ -58,18 +58,18 @@ def fit(
     advice: Callable[[float], str] | None = None,
     graph: bool | None = None,
 ) -> Evaluation:
-    """Train until `epochs` epochs are done in all, or `stop` says so; return the evaluation at the end.
+    """Train until `epochs` epochs are done in all, or `stop` ends the session; return the evaluation at the end.
 
-    training  where to begin, and where the end is found; a resumed one goes on with the next batch
+    training  the state, changed in place; a resumed state goes on with the next batch
     schedule  from the step to the learning rate
     stop      limits of this session; at least one step is done
-    folder    where to keep checkpoints and the log, if anywhere
-    advice    what to say, given the seconds that an epoch will take, once the first steps have been timed
-    graph     on a GPU, replay the step as a CUDA graph: True, False, or None for wherever that is safe
+    folder    for checkpoints and the log; None: no files
+    advice    from the seconds of an epoch to a text, logged once the first steps have been timed
+    graph     on a GPU, replay the step as a CUDA graph: True, False, or None for wherever replaying is safe
 
-    After each epoch the model is evaluated on `test_batches`, a record added to `training.history`, and a checkpoint
-    written. Raises `TrainingError` for a loss that is not finite, `Interrupted` after Ctrl-C or SIGTERM, and
-    `OSError` when a checkpoint cannot be written.
+    Each epoch ends with an evaluation on `test_batches`, a record in `training.history`, and a checkpoint.
+    Raises `TrainingError` for a loss that is not finite, `Interrupted` after Ctrl-C or SIGTERM, and `OSError` for a
+    checkpoint that cannot be written.
     """
     make_step = kernels.part("Step", next(training.model.parameters()).device) or HostStep
     step = make_step(training.model, training.optimizer, label_smoothing, graph)
@@ -79,13 +79,13 @@ def fit(
 
 
 class Step(Protocol):
-    """One step of training, on the host or on a device that is not waited for."""
+    """One step of training: on the host, or on a device without waiting for the device."""
 
     read_every: int  # steps after which the losses are read
     pending: int  # steps whose losses have not been read
 
     def active(self) -> AbstractContextManager:
-        """Around all calls of an epoch."""
+        """The context for all calls of an epoch."""
 
     def __call__(self, x: Array, y: Array, lr: float) -> None:
         """Forward, loss, backward, update, for the batch x (N,H,W,C), y (N,) at the learning rate `lr`."""
@@ -94,17 +94,20 @@ class Step(Protocol):
         """(loss, accuracy) of every step since the last `read`, in order."""
 
     def explain(self) -> str:
-        """In words, where a loss that is not finite comes from."""
+        """In words, the origin of a loss that is not finite."""
 
 
 class HostStep:
-    """A step of training whose loss is looked at right away."""
+    """A step of training whose loss is read right away."""
 
     read_every = 1
 
     def __init__(self, model: Module, optimizer: Optimizer, label_smoothing: float, graph: bool | None = None):
         if graph:
-            raise ValueError("graph: CUDA graphs need the CUDA kernels, and the model is not on them")
+            device = next(model.parameters()).device
+            raise ValueError(
+                f"graph: CUDA graphs need the CUDA kernels, in use are {kernels.in_use(device)} on {device!r}"
+            )
         self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
         self.pending = 0
         self._result = (0.0, 0.0)
@@ -116,14 +119,14 @@ class HostStep:
         yield
 
     def __call__(self, x: Array, y: Array, lr: float) -> None:
-        """One step of training: this is all of it. x (N,H,W,3), y (N,)."""
+        """One whole step of training. x (N,H,W,3), y (N,)."""
         logits = self.model(Tensor(x))  # (N,K)
         loss = F.cross_entropy(logits, y, self.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.lr = lr
         value = loss.item()
-        if math.isfinite(value):  # else the weights stay those that made it, for `explain`
+        if math.isfinite(value):  # else keep the weights that gave this loss, for `explain`
             self.optimizer.step()
         self._result = value, float((logits.data.argmax(axis=1) == y).sum()) / len(y)
         self._x, self.pending = x, 1
@@ -140,7 +143,7 @@ class HostStep:
 
 @dataclass
 class Loop:
-    """What does not change while training runs; `fit` says what each is."""
+    """What does not change while training runs; `fit` describes each field."""
 
     training: Training
     train_batches: Loader
@@ -160,6 +163,7 @@ class Loop:
         training.model.train()
         while training.epoch < self.epochs:
             self.train_epoch()
+            self.advice = None  # about an epoch: given in the first one, if that is long enough
             if not self.stop.interrupted:
                 evaluation = self.evaluate()
             if self.stop.interrupted:  # before or during the evaluation
@@ -177,7 +181,7 @@ class Loop:
         return evaluation
 
     def train_epoch(self) -> None:
-        """The batches of the epoch in progress that are still to do; fewer if `stop` says so."""
+        """Train on the remaining batches of the epoch in progress, or until `stop` gives a reason."""
         training, step = self.training, self.step
         title = f"epoch {training.epoch + 1}/{self.epochs}"
         progress = Progress(title, len(self.train_batches), training.batch, self.log)
@@ -210,13 +214,13 @@ class Loop:
                     break
 
     def give_advice(self, seconds: float) -> None:
-        """Note how long a step took; after the first few, say what an epoch will take."""
+        """Note the time of a step; after the first few steps, log the time that an epoch will take."""
         self.timed.append(seconds)
         if self.advice and len(self.timed) == WARM_UP + MEASURED:
             self.log(self.advice(sum(self.timed[WARM_UP:]) / MEASURED * len(self.train_batches)))
 
     def evaluate(self) -> Evaluation:
-        """The model on the test batches."""
+        """Evaluate the model on the test batches."""
         training, stop, start = self.training, self.stop, time.monotonic()
         with no_warnings():
             evaluation = evaluate(
@@ -228,7 +232,7 @@ class Loop:
         return evaluation
 
     def end_epoch(self, evaluation: Evaluation) -> None:
-        """Note the epoch, or the part of it that was done; write the checkpoint and the log."""
+        """Note the epoch, or the finished part of an epoch; write the checkpoint and the log."""
         training = self.training
         training.record = record(training, len(self.train_batches), evaluation)
         self.log(epoch_line(training.record, self.epochs))
@@ -241,9 +245,9 @@ class Loop:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Without NumPy's warnings about overflow: they would come before the check that says in which layer it happened.
+    """Silences NumPy's warnings about overflow: they would precede the check that names the layer.
 
-    np.errstate would not do: it holds for one thread, and the CPU kernels have several.
+    np.errstate is not enough: it holds for one thread, and the CPU kernels have several.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -251,7 +255,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def record(training: Training, batches: int, evaluation: Evaluation) -> dict[str, Any]:
-    """A line of log.jsonl. `epoch` counts finished epochs; it has a fraction in an epoch that was cut short."""
+    """A line of log.jsonl. `epoch` counts finished epochs, with a fraction for an epoch that was cut short."""
     begin = training.step - training.batch
     done = training.batch / batches
     return {
@@ -269,7 +273,7 @@ def record(training: Training, batches: int, evaluation: Evaluation) -> dict[str
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """The line of an epoch in the terminal."""
+    """The line that the terminal shows for an epoch."""
     return (
         f"epoch {record['epoch']:.4g}/{epochs}: loss {record['loss']:.4f}, accuracy {100 * record['accuracy']:.2f} %, "
         f"test loss {record['test_loss']:.4f}, test accuracy {100 * record['test_accuracy']:.2f} %, "

@@ -1,8 +1,8 @@
-"""How much memory a training step will take on the CPU, without taking one.
+"""How much memory a training step will take on the CPU, predicted without running the step.
 
-What the tape keeps is measured, on two images: the forward pass runs, and the arrays that its closures hold are
-counted. The rest is computed from shapes: parameters, gradients, the optimiser's buffers, and the work space of the
-convolution that needs the most, at the moment when backward begins and everything is still kept.
+The arrays that the tape keeps are counted, after a forward pass of two images, in the closures of the tape. The rest
+is computed from shapes: parameters, gradients, the optimiser's buffers, and the work space of the convolution that
+needs the most. The prediction is for the start of backward, when every array is still kept.
 
 Reading order: when `--dry-run` is asked for.
 """
@@ -27,7 +27,7 @@ LIBRARIES = 60_000_000  # bytes of Python, NumPy and minires themselves
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step; `total` is what the process will have taken at its peak."""
+    """Bytes of a training step; `total` is the peak of the process."""
 
     weights: int  # parameters, gradients and the optimiser's buffers
     activations: int  # what the tape keeps for backward
@@ -35,7 +35,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """Together with Python and the libraries."""
+        """The sum, with Python and the libraries."""
         return LIBRARIES + self.weights + self.activations + self.workspace
 
 
@@ -44,7 +44,7 @@ def step_memory(model: nn.Module, image: tuple[int, int, int], batch_size: int, 
 
     slots   buffers of the optimiser, each as large as all parameters: 2 for Adam, 1 for SGD with momentum
 
-    The model is left as it was.
+    The model is not changed.
     """
     model = copy.deepcopy(model).train()
     layers: set[tuple] = set()
@@ -63,16 +63,16 @@ def step_memory(model: nn.Module, image: tuple[int, int, int], batch_size: int, 
     workspace_bytes = kernels.part("workspace_bytes")
     if workspace_bytes:
         workspace = workspace_bytes(layers)
-    else:  # the optimiser's expressions make three arrays of all parameters' size, when the activations are gone
+    else:  # the optimiser makes three arrays as large as all parameters, after the activations are freed
         workspace = max(reference_workspace_bytes(layers), 3 * 4 * parameters - activations)
     return StepMemory(4 * parameters * (2 + slots), activations, workspace)
 
 
 def reference_workspace_bytes(layers: Iterable[tuple[tuple, tuple, Geometry]]) -> int:
-    """What reference.py takes while it computes: of the layer that needs the most, the columns of im2col and as many
-    numbers for their gradient, twice the padded input, and four arrays of the output's size.
+    """The temporary memory of reference.py, for the layer that needs the most: the columns of im2col, as many numbers
+    for their gradient, twice the padded input, and four arrays of the output's size.
 
-    layers  of each convolution the shape of its input, that of its weight, and its geometry
+    layers  for each convolution: the input's shape, the weight's shape, and the geometry
     """
     most = 0
     for x_shape, weight_shape, geometry in layers:
@@ -84,7 +84,7 @@ def reference_workspace_bytes(layers: Iterable[tuple[tuple, tuple, Geometry]]) -
 
 
 def kept_bytes(output: Tensor, model: nn.Module) -> int:
-    """Bytes of all arrays that the tape of `output` holds for backward, those of the model itself left out."""
+    """Bytes of all arrays that the tape of `output` holds for backward, without the model's own arrays."""
     own = {id(_owner(tensor.data)) for tensor in model.parameters()}
     containers = (Node, Tensor, types.FunctionType, types.CellType, tuple, list, dict)
     seen: set[int] = set()

@@ -19,7 +19,7 @@ class TrainingError(RuntimeError):
 def first_nonfinite_layer(model: Module, x: Array) -> str:
     """Where NaN or infinity first appears when the batch `x` goes through `model`, in words.
 
-    The forward pass is run again, so the running statistics of batch norm move.
+    Runs the forward pass again, which moves the running statistics of batch norm.
     """
 
     def finite(array: Array) -> bool:
@@ -34,7 +34,7 @@ def first_nonfinite_layer(model: Module, x: Array) -> str:
         if not found and isinstance(output, Tensor) and not finite(output.data):
             found.append(module)
 
-    with no_grad(), observe(look):  # a layer is observed before the module that contains it: its output was earlier
+    with no_grad(), observe(look):  # a layer is observed before the module around the layer
         model(Tensor(x))
     if not found:
         return "the outputs of all layers are finite, so it is the loss itself that overflows"

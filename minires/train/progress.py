@@ -1,4 +1,4 @@
-"""How far an epoch has come: a bar in a terminal, and a line now and then where the output goes to a file.
+"""The progress of an epoch: a bar in a terminal, a line every half minute in a file.
 
 Reading order: after stop.py. Next: folder.py.
 """
@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-LINE_SECONDS = 30  # between two lines, when there is no terminal
-RECENT = 10  # loss and accuracy are shown as means over this many batches
+LINE_SECONDS = 30  # between two lines, without a terminal
+RECENT = 10  # batches over which loss and accuracy are averaged
 
 
 def say(text: str) -> None:
     """Print a line now, above the bar if there is one."""
     tqdm.write(text)
-    sys.stdout.flush()  # a line in a pipe would wait for 8 KiB of others
+    sys.stdout.flush()  # in a pipe a line would wait until 8 KiB are full
 
 
 class Progress:
@@ -32,12 +32,12 @@ class Progress:
             self.bar = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, dynamic_ncols=True)
         self.start = self.last_line = time.monotonic()
         self.images = self.batches = 0  # of this session
-        self.told = done  # the batch of the last line
+        self.told = done  # the batch at the last printed line
         self.losses: deque[float] = deque(maxlen=RECENT)
         self.accuracies: deque[float] = deque(maxlen=RECENT)
 
     def update(self, loss: float, accuracy: float, images: int) -> None:
-        """One more batch: its loss, its accuracy (0 to 1) and its number of images."""
+        """Count one more batch: loss, accuracy (0 to 1) and number of images."""
         self.losses.append(loss)
         self.accuracies.append(accuracy)
         self.images += images

@@ -1,10 +1,10 @@
-"""What came out of a run: results.json, the last line, and three pictures.
+"""The report of a run: results.json, the last line, and three pictures.
 
     curves.png     loss and accuracy, training and test, over the epochs
-    confusion.png  which classes are taken for which
-    mistakes.png   the test images about which the model was most certain, and wrong
+    confusion.png  the confusion matrix: which classes are taken for which
+    mistakes.png   the most confident mistakes among the test images
 
-matplotlib is imported when a picture is drawn, and not before: only the extra "plots" installs it.
+matplotlib is imported only when a picture is drawn: only the extra "plots" installs matplotlib.
 
 Reading order: after folder.py. Next: compare.py.
 """
@@ -33,7 +33,7 @@ TRAIN, TEST = "tab:blue", "tab:orange"  # one colour for each, in all panels
 def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json; `info` is `minires.info()`.
 
-    Accuracies are shares, 0 to 1, of the LAST epoch; memory is in bytes.
+    Accuracies are shares, 0 to 1, and those of the LAST epoch; memory is in bytes.
     """
     parameter = next(training.model.parameters())
     record = training.record
@@ -74,9 +74,9 @@ def final_line(result: dict[str, Any], dataset: Dataset, folder: Path) -> str:
 
 
 def peak_memory_bytes(device: str) -> int | None:
-    """The most memory this process has held: on the GPU what the memory pools took, on the CPU all of it.
+    """The peak memory of this process: on the GPU, of the memory pools; on the CPU, of everything.
 
-    None on Windows, which does not tell.
+    None on Windows, which does not report the peak.
     """
     if device == "cuda":
         import cupy
@@ -100,7 +100,7 @@ def draw_pictures(
     folder: Path,
     log: Callable[[str], None] = say,
 ) -> None:
-    """Write the three pictures to `folder`; without matplotlib, say so and write none. Raises `OSError`."""
+    """Write the three pictures to `folder`; without matplotlib, log a note and write none. Raises `OSError`."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -114,7 +114,7 @@ def draw_pictures(
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of `width` by `height` inches."""
-    from matplotlib.figure import Figure  # not pyplot: it wants a display, and keeps every figure alive
+    from matplotlib.figure import Figure  # not pyplot, which wants a display and keeps every figure alive
 
     figure = Figure((width, height), layout="constrained")
     figure.suptitle(title, fontsize=13)
@@ -122,11 +122,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def curves(training: Training, title: str) -> Figure:
-    """Loss and accuracy over the epochs: training, every step and smoothed; test, after each epoch."""
+    """Loss and accuracy over the epochs: training, each step and a running mean; test, after each epoch."""
     figure = new_figure(11, 4.4, title)
     left, right = figure.subplots(1, 2)
     records = training.records
-    # Steps are placed by the epoch they belong to: step s of an epoch that ends at step e is at s/e of it.
+    # A step is drawn at its share of the epoch that contains the step.
     ends = [(0, 0.0)] + [(record["step"], record["epoch"]) for record in records]
     at = np.interp(np.arange(1, training.step + 1), *zip(*ends))
     window = max(training.step // 50, 1)
@@ -151,7 +151,7 @@ def curves(training: Training, title: str) -> Figure:
 
 
 def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> Figure:
-    """A matrix: of the images of a class (row), the share taken for each class (column)."""
+    """The confusion matrix: for the images of a class (row), the share predicted as each class (column)."""
     from matplotlib.colors import PowerNorm
 
     count = len(classes)
@@ -161,7 +161,7 @@ def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> F
     size = 8 if count <= 20 else 16
     figure = new_figure(size + 1, size, title)
     axes = figure.subplots()
-    # Shades by the square root: of a good model the confusions are a few percent each, and would all look white.
+    # Shades by the square root: a good model's confusions are a few percent each, and would all look white.
     picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     font = 10 if count <= 20 else 7
     slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 20 else {"rotation": 90}
@@ -180,7 +180,7 @@ def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> F
 
 
 def mistakes(evaluation: Evaluation, dataset: Dataset, title: str, rows: int = 4, columns: int = 6) -> Figure:
-    """The wrongly classified test images, the ones with the highest probability for the wrong class first."""
+    """The misclassified test images, those with the highest probability for the wrong class first."""
     certainty = evaluation.probabilities.max(axis=1)
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     worst = wrong[np.argsort(-certainty[wrong], kind="stable")][: rows * columns]

@@ -1,7 +1,7 @@
 """When to stop before the last epoch: Ctrl-C, SIGTERM, a time limit, a number of steps.
 
-A signal only raises a flag; the loop looks at it after each step. So a signal never tears a step or a checkpoint
-apart. A second Ctrl-C stops at once, wherever the program is.
+A signal only sets a flag. The loop reads the flag after each step: a signal never interrupts a step or a checkpoint.
+A second Ctrl-C stops at once, wherever the program is.
 
 Reading order: after checkpoint.py. Next: progress.py.
 """
@@ -21,7 +21,7 @@ class Stop:
         with Stop(max_minutes=10) as stop:
             fit(..., stop=stop)
 
-    The clock starts on entry. Signals can be caught in the main thread only; in others they are left alone.
+    The clock starts on entry. Only the main thread can catch signals; other threads leave signals alone.
     """
 
     def __init__(self, max_minutes: float | None = None, max_steps: int | None = None):
@@ -45,11 +45,11 @@ class Stop:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        # os.write, because print may not be called from within a print that the signal has interrupted.
+        # os.write, because the signal may have interrupted a print, and print is not re-entrant.
         os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n")
 
     def reason(self) -> str | None:
-        """Why to stop now: "interrupted", "time" or "steps"; None to go on."""
+        """The reason to stop now: "interrupted", "time" or "steps"; None to go on."""
         if self.interrupted:
             return "interrupted"
         if self.max_minutes is not None and time.monotonic() - self._start >= 60 * self.max_minutes:
@@ -59,6 +59,6 @@ class Stop:
         return None
 
     def evaluation_seconds(self) -> float | None:
-        """How long an evaluation may take: a quarter of `max_minutes`, so that the evaluation on 10,000 images does
-        not take longer than the training that a slow machine was granted. None for as long as it takes."""
+        """How long an evaluation may take: a quarter of `max_minutes`; None for no limit. Without a limit the
+        evaluation of 10,000 images could take longer than the training on a slow machine."""
         return None if self.max_minutes is None else 60 * self.max_minutes / 4

@@ -1,8 +1,8 @@
-"""All that changes in the course of training, as one object. A checkpoint is that object on disk.
+"""All that changes in the course of training, as one object. A checkpoint is this object on disk.
 
-Batches are a pure function of (seed, epoch, index) and the learning rate one of the step, so nothing else has to be
-kept. On NumPy, with the same number of threads, a run that was stopped anywhere and resumed has the same weights, bit
-for bit, as a run that was not.
+Nothing else has to be kept: batches are a pure function of (seed, epoch, index), the learning rate is one of the step.
+A run that was stopped anywhere and resumed ends with the same weights, bit for bit, as a run that was not stopped, on
+NumPy with the same number of threads.
 
 Reading order: after evaluate.py. Next: loop.py.
 """
@@ -27,10 +27,10 @@ from minires.train.nonfinite import TrainingError
 class Training:
     """Everything that changes in the course of training.
 
-    identity    the settings without which a checkpoint means nothing: depth, data set, seed, ... `restore` compares
+    identity    the settings that a checkpoint must share to be restored: depth, data set, seed, ...
     settings    all settings of the run, noted in the checkpoint for the reader
-    losses      of every step so far, from the first
-    accuracies  on the batch of every step so far
+    losses      one per step so far
+    accuracies  one per step so far, on the step's batch
     history     one record per finished epoch: the lines of log.jsonl
     """
 
@@ -41,7 +41,7 @@ class Training:
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0  # spent so far, evaluation included, over all sessions
+    seconds: float = 0.0  # spent over all sessions, evaluation included
     epoch_seconds: float = 0.0  # spent in this epoch on training
     epoch_images: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # the last line of log.jsonl
@@ -53,7 +53,7 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """The number of epochs finished; the epoch in progress counts from 0 too."""
+        """The number of epochs finished, which is the index of the epoch in progress."""
         return len(self.history)
 
     @property
@@ -73,19 +73,19 @@ class Training:
         self.epoch_images += images
 
     def add_time(self, seconds: float) -> None:
-        """Note that training has gone on for `seconds`."""
+        """Add `seconds` to the training time."""
         self.epoch_seconds += seconds
         self.seconds += seconds
 
     def end_epoch(self) -> None:
-        """The epoch in progress is finished, and `record` is its line."""
+        """Finish the epoch in progress: `record` is its line."""
         self.history = self.records
         self.epoch_seconds, self.epoch_images = 0.0, 0
 
     def save(self, path: Path) -> None:
         """Write everything to `path`, atomically.
 
-        Raises `TrainingError`, and leaves the old file, if a weight is not finite; `OSError` if it cannot be written.
+        Raises `TrainingError` for a weight that is not finite, and leaves the old file; `OSError` if writing fails.
         """
         arrays = {
             **{f"model.{name}": array for name, array in self.model.state_dict().items()},
@@ -111,7 +111,7 @@ class Training:
         checkpoint.save(path, arrays, info)
 
     def restore(self, path: Path) -> dict[str, Any]:
-        """Go back to what `save` wrote, and return the settings noted there.
+        """Go back to the state that `save` wrote; return the settings noted there.
 
         Raises `CheckpointError` if the file is damaged or of another run.
         """

@@ -21,6 +21,7 @@ import minires.functional as F
 from minires import cpu, kernels, models, nn, optim, reference
 from minires.cpu import convolution, workers
 from minires.cpu.batch_norm import GradientSums, scale_and_shift
+from minires.nn import fused
 from minires.testing import with_layout
 
 branch_module = importlib.import_module("minires.cpu.branch")  # in the package, that name is the function
@@ -349,13 +350,13 @@ def test_a_shift_is_never_negative_zero():
     assert not np.signbit(shift[0])
 
 
-# The contract: reference.Branch and reference.BranchBackward
+# The contract: nn.fused.Branch and nn.fused.BranchBackward
 
 
-def described(layers) -> list[reference.BranchLayer]:
+def described(layers) -> list[fused.BranchLayer]:
     """The layers as a backend takes them."""
     return [
-        reference.BranchLayer(conv.weight.data, conv.geometry, norm.weight.data, norm.bias.data, norm.eps)
+        fused.BranchLayer(conv.weight.data, conv.geometry, norm.weight.data, norm.bias.data, norm.eps)
         for conv, norm in layers
     ]
 
@@ -461,7 +462,7 @@ def test_the_relu_of_the_layer_before_is_right_without_a_weight_gradient_too(nam
     dy = rng.standard_normal((shape[0], *size, weight_shape[3])).astype(np.float32)
     dx, dweight = np.empty(shape, np.float32), np.empty(weight_shape, np.float32) if with_dweight else None
     saved = branch_module._Saved(y, mean, var)
-    layer = reference.BranchLayer(weight, geometry, bn_weight, bn_bias, 1e-5)
+    layer = fused.BranchLayer(weight, geometry, bn_weight, bn_bias, 1e-5)
     vectors = branch_module._scale_and_shift(layer, saved)
     before = workers.count
     workers.set_count(count)
@@ -483,3 +484,33 @@ def test_the_relu_of_the_layer_before_is_right_without_a_weight_gradient_too(nam
         assert np.linalg.norm(got - exact) <= 1e-4 * np.linalg.norm(exact)
     if with_dweight:
         assert np.linalg.norm(dweight - exact_dweight) <= 1e-4 * np.linalg.norm(exact_dweight)
+
+
+@pytest.mark.parametrize("given", ["as the input", "as the shortcut"])
+def test_a_weight_that_is_the_input_or_the_shortcut_too_gets_both_gradients(given):
+    """Neither gradient may be written into the optimiser's buffer alone."""
+    gradients = []
+    for choice in ("auto", "reference"):
+        kernels.use(choice)
+        rng = np.random.default_rng(0)
+        conv, norm = nn.Conv2d(3, 3, 3, padding=1, bias=False, generator=rng), nn.BatchNorm2d(3)
+        optim.SGD([*conv.parameters(), *norm.parameters()], 0.1)
+        x = mr.Tensor(rng.standard_normal((3, 3, 3, 3)).astype(np.float32))
+        y = nn.branch(conv.weight if given == "as the input" else x, [(conv, norm)], conv.weight)
+        y.backward(rng.standard_normal(y.shape).astype(np.float32))
+        gradients.append(conv.weight.grad.copy())
+    kernels.use("auto")
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tape_keeps_no_shortcut_and_no_output_without_relu():
+    """Backward does not need their values."""
+    rng = np.random.default_rng(0)
+    layers = [(nn.Conv2d(3, 3, 3, padding=1, bias=False, generator=rng), nn.BatchNorm2d(3))]
+    x = mr.Tensor(rng.standard_normal((2, 4, 4, 3)).astype(np.float32), requires_grad=True)
+    shortcut = nn.branch(x, layers, relu=False)
+    projected = weakref.ref(shortcut.data)
+    y = nn.branch(x, layers, shortcut)
+    del shortcut
+    assert projected() is None
+    y.backward(np.ones_like(y.data))

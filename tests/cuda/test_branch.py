@@ -1,4 +1,4 @@
-"""The fused branch by its contract (reference.Branch): against the reference's operations, one after the other."""
+"""The fused branch by its contract (nn.fused.Branch): against the reference's operations, one after the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from minires import cuda, kernels, reference
-from minires.reference import BranchLayer, Geometry, InferenceLayer
+from minires.nn.fused import BranchLayer, InferenceLayer
+from minires.reference import Geometry
 from tests import simulator
 
 branch_file = importlib.import_module("minires.cuda.branch")  # `cuda.branch` is the function

@@ -10,7 +10,7 @@ import pytest
 
 import minires as mr
 import minires.functional as F
-from minires import kernels, models, optim
+from minires import kernels, models, nn, optim
 from minires.cuda import convolution
 from tests import simulator
 
@@ -220,3 +220,16 @@ def test_a_gpu_without_tensor_cores_for_it_refuses_tf32_and_bf16():
                     kernels.use_precision(precision)
                 kernels.use_precision("fp32")
     assert kernels.default_precision() == "tf32" or mr.cuda.is_available()
+
+
+def test_an_optimiser_goes_on_when_the_kernels_are_changed(any_gpu):
+    """The learning rate is a number for the reference, and an array on the device for CUDA."""
+    p = nn.Parameter(np.ones(3, np.float32))
+    p.data = mr.device.to_device(p.data, "cuda")
+    optimizer = optim.SGD([p], lr=0.25)
+    for choice in ("reference", "auto", "reference", "auto"):
+        kernels.use(choice)
+        p.grad = mr.device.to_device(np.ones(3, np.float32), "cuda")
+        optimizer.step()
+    kernels.use("auto")
+    assert mr.device.to_device(p.data, "cpu").tolist() == [0, 0, 0]

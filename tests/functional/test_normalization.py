@@ -193,3 +193,10 @@ def test_errors(shapes, message):
     arrays = {name: a if name.startswith("running") else Tensor(a) for name, a in arrays.items()}
     with pytest.raises(ValueError, match="batch_norm: " + message):
         F.batch_norm(Tensor(np.ones((2, 3))), **arrays, training=True)
+
+
+def test_the_residual_of_version_0_1_is_an_error():
+    """It was the ninth argument."""
+    x, one = Tensor(np.ones((4, 2))), Tensor(np.ones(2))
+    with pytest.raises(TypeError):
+        F.batch_norm(x, one, one, np.zeros(2), np.ones(2), True, 0.1, 1e-5, x)

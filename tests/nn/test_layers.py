@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minires.functional as F
-from minires import Tensor, models, nn
+from minires import Tensor, kernels, models, nn
 from minires.testing import check_layer, conv_geometries, image_shapes, kink_free_array, pool_geometries, shapes
 
 TWO_OR_MORE = image_shapes(channels=3).filter(lambda shape: shape[0] * shape[1] * shape[2] >= 2)
@@ -98,6 +100,43 @@ def test_a_branch_is_the_equation_of_the_paper():
     np.testing.assert_array_equal(
         nn.branch(x, [(block.conv1, block.bn1), (block.conv2, block.bn2)], x).data, expected.data
     )
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 2), (2, 4, 3, 1), (2, 4, 3, 3)])
+@pytest.mark.parametrize("way", ["fused", "reference", "frozen", "observed", "evaluation"])
+def test_a_shortcut_of_another_shape_is_refused_however_the_branch_is_computed(way, shape):
+    block, x = Residual(2), Tensor(np.ones((2, 4, 3, 2), np.float32), requires_grad=True)
+    if way == "frozen":
+        nn.freeze_batch_norm(block)
+    if way == "evaluation":
+        block.eval()
+    kernels.use("reference" if way == "reference" else "auto")
+    try:
+        with (
+            nn.observe(lambda *_: None) if way == "observed" else nullcontext(),
+            pytest.raises(
+                ValueError, match=r"nn.branch: the shortcut has shape \(2, .*\), the branch ends in \(2, 4, 3"
+            ),
+        ):
+            block(x, Tensor(np.ones(shape, np.float32)))
+    finally:
+        kernels.use("auto")
+
+
+def test_an_array_is_no_input_of_a_branch():
+    with pytest.raises(
+        TypeError, match=r"nn.branch: input is of type ndarray, expected a Tensor: wrap it, Tensor\(x\)"
+    ):
+        Residual(2)(np.ones((2, 4, 3, 2), np.float32))
+
+
+def test_a_counter_that_is_no_array_is_an_error():
+    bn = nn.BatchNorm2d(2)
+    bn.num_batches_tracked = 0
+    with pytest.raises(TypeError):
+        bn(Tensor(np.ones((2, 3, 3, 2), np.float32)))
+    with pytest.raises(ValueError, match="num_batches_tracked: the buffer is of type int, expected an array"):
+        bn.load_state_dict(nn.BatchNorm2d(2).state_dict())
 
 
 # Settings and state

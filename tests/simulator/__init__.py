@@ -1,18 +1,18 @@
-"""A GPU that is not there: minires' CUDA path run on the CPU, for machines without one.
+"""A simulated GPU: minires' CUDA path on the CPU, for machines without a GPU.
 
-`with simulator.gpu() as gpu:` puts a small stand-in for CuPy in the place of the real one. Everything above believes
-that there is a GPU: arrays live "on the device", the .cu files are compiled (by g++, through cuda_on_cpu.h) and run
-thread by thread, matrix products go through the ctypes binding to a cuBLAS written in NumPy, streams can be captured
-into graphs. It is slow, and strict where the real thing would be silent or merely slow:
+`with simulator.gpu() as gpu:` replaces CuPy by a small stand-in. Arrays live "on the device". The .cu files are
+compiled (by g++, through cuda_on_cpu.h) and run thread by thread. Matrix products go through the ctypes binding to a
+cuBLAS written in NumPy. Streams can be captured into graphs. The simulator is slow. The simulator is strict where a
+real GPU would be silent or merely slow:
 
     host arrays, float64 and implicit conversions to NumPy are refused on the device
-    new memory is full of NaN, and memory that a graph has let go of is handed out again
+    new memory is full of NaN, and memory that a graph has freed is handed out again
     launches, copies and synchronisations are counted: `gpu.launches`, `gpu.copies`, `gpu.synchronisations`
 
-The simulator is a test double, so it lies among the tests: whoever installs minires does not need it. In a checkout
-it is `from tests import simulator`. The check of a GPU imports it from there too: `examples/measure/gpu_check.py
---device cpu` tries, without a GPU, the script that must work on rented minutes. And a reader can put a printf into a
-kernel on a laptop. Only g++ is needed, and ml_dtypes for bfloat16.
+The simulator is a test double and lies among the tests: users of an installed minires do not need it. A checkout
+imports it by `from tests import simulator`, and so does the check of a GPU: `examples/measure/gpu_check.py --device
+cpu` tries without a GPU the script that must work on rented minutes. A reader can put a printf into a kernel on a
+laptop. The simulator needs g++, and ml_dtypes for bfloat16.
 
 Reading order: after minires/cuda. Next: cuda_on_cpu.h, compiler.py, fake_cupy.py and fake_cublas.py.
 """
@@ -35,11 +35,11 @@ __all__ = ["Gpu", "gpu", "why_not"]
 
 @contextmanager
 def gpu(memory_bytes: int = 8 << 30, reverse: bool = False, capability: tuple[int, int] = (9, 0)) -> Iterator[Gpu]:
-    """Inside, `cupy` is the simulated one and the device "cuda" is usable. Raises `RuntimeError` without g++.
+    """Inside, `cupy` is the simulated module and the device "cuda" is usable. Raises `RuntimeError` without g++.
 
-    memory_bytes  of the device: beyond it, OutOfMemoryError
+    memory_bytes  memory of the device: allocating more raises OutOfMemoryError
     reverse       run the threads of each block, and the blocks, in the opposite order
-    capability    the compute capability that the device says it has
+    capability    the compute capability that the device reports
     """
     if why_not():
         raise RuntimeError(f"the simulated GPU is not usable: {why_not()}")

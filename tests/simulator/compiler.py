@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 COMPILER = "g++"
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
 NUMBERS = {"float": ctypes.c_float, "int": ctypes.c_int, "long long": ctypes.c_longlong}
-WAITS = ("__syncthreads", "__shfl_xor_sync", "emulated_mma")  # what makes threads depend on each other
+WAITS = ("__syncthreads", "__shfl_xor_sync", "emulated_mma")  # calls that make threads depend on each other
 
 
 def why_not() -> str | None:
@@ -32,8 +32,8 @@ def why_not() -> str | None:
 
 @cache
 def build(text: str) -> ctypes.CDLL:
-    """`text`, a .cu file with its includes, as a library with `run_NAME` for each kernel; taken from the cache if it
-    has been built before. Raises `RuntimeError` with the compiler's words."""
+    """`text`, a .cu file with its includes, as a library with `run_NAME` for each kernel. Libraries are cached. Raises
+    `RuntimeError` with the compiler's message."""
     code = f'#include "cuda_on_cpu.h"\n{text}\n' + "".join(_stub(*kernel, text) for kernel in parse(text).items())
     digest = hashlib.sha256((code + (HERE / "cuda_on_cpu.h").read_text() + str(FLAGS)).encode()).hexdigest()[:24]
     folder = Path(os.environ.get("MINIRES_SIMULATOR_CACHE") or Path(tempfile.gettempdir()) / f"minires-{os.getuid()}")
@@ -65,7 +65,7 @@ def _stub(name: str, parameters: list[Parameter], text: str) -> str:
 
 
 def waits(kernel: str, text: str) -> bool:
-    """Whether the threads of `kernel` wait for each other: it, or a function that it calls, says so."""
+    """Whether the threads of `kernel` wait for each other, in the kernel or in a function that the kernel calls."""
     # A function begins at the start of a line. It ends with a brace at the end of that line, or at the start of another
     # one. A template or macro counts as a function too.
     text = re.sub(r"__launch_bounds__\([\w, ]+\)", "", text)

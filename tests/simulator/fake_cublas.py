@@ -3,8 +3,8 @@
     C (m x n) = alpha * op(A) (m x k) @ op(B) (k x n) + beta * C,   for each of `count` matrices
 
 The matrices are `stride` elements apart. A matrix is stored column by column, its columns `ld` elements apart; op
-transposes where asked for. What cuBLAS checks is checked (a leading dimension must be at least the number of rows), and
-what it would not notice is too: whether all of the memory belongs to arrays on the device.
+transposes on request. The checks of cuBLAS are made (a leading dimension must be at least the number of rows). One more
+check is made, which cuBLAS lacks: all of the memory must belong to arrays on the device.
 
 Reading order: after fake_cupy.py.
 """
@@ -37,7 +37,7 @@ class FakeCublas:
         return 0
 
     def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
-        self.stream, self.workspace_set = stream.value or 0, False  # it takes the workspace away
+        self.stream, self.workspace_set = stream.value or 0, False  # setting a stream resets the workspace
         return 0
 
     def cublasSetWorkspace_v2(self, handle: Any, address: Any, size: Any) -> int:

@@ -1,8 +1,8 @@
-"""As much of CuPy as minires uses, on NumPy: it counts what a GPU is asked to do, and refuses what a GPU cannot do.
+"""As much of CuPy as minires uses, on NumPy: counts the requests to a GPU, and refuses what a GPU cannot do.
 
-`module(gpu)` makes a module named cupy. Its arrays wrap NumPy arrays whose memory comes from a pool like CuPy's; each
-operation is one launch on a device that works asynchronously: it is run at once, or recorded while the stream is being
-captured, and then run when the graph is launched.
+`module(gpu)` makes a module named cupy. Its arrays wrap NumPy arrays with memory from a pool like CuPy's. Each
+operation is one launch on a device that works asynchronously. A launch runs at once, or is recorded while the stream is
+being captured and runs when the graph is launched.
 
 Reading order: after compiler.py. Next: fake_cublas.py.
 """
@@ -66,7 +66,7 @@ class MemoryPointer:
 
 
 class Memory:
-    """A block of device memory; it goes back to its pool when the last array on it is gone."""
+    """A block of device memory, which returns to its pool when its last array is deleted."""
 
     def __init__(self, pool: MemoryPool, block: np.ndarray, size: int):
         self.pool, self.block, self.size = pool, block, size
@@ -76,9 +76,9 @@ class Memory:
 
 
 class MemoryPool:
-    """Keeps freed blocks and hands them out again, as cupy.cuda.MemoryPool does, though never a part of one.
+    """Keeps freed blocks and hands them out again, as cupy.cuda.MemoryPool does, but never a part of a block.
 
-    What lies in a pool that is gone is lost to the device, as it is with CuPy.
+    A deleted pool never returns its memory to the device, as in CuPy.
     """
 
     gpu: Gpu  # set on a subclass for each gpu
@@ -106,7 +106,7 @@ class MemoryPool:
     def _from_device(self, size: int, rounded: int) -> np.ndarray:
         try:
             return self._allocate(rounded).mem.block
-        except CUDARuntimeError:  # as CuPy: what is free goes back to the device, and then once more
+        except CUDARuntimeError:  # as CuPy: return the free blocks to the device, then try again
             self.free_all_blocks()
         try:
             return self._allocate(rounded).mem.block
@@ -141,9 +141,9 @@ class MemoryPool:
 class Gpu:
     """The simulated device and what has happened on it.
 
-    launches          Counter of kernel names, and of the array operations that CuPy would launch a kernel for
+    launches          Counter of kernel names, and of array operations that launch a kernel in CuPy
     copies            Counter of "to device" and "to host"
-    synchronisations  how often the host has waited for the device
+    synchronisations  number of times that the host has waited for the device
     """
 
     def __init__(self, memory_bytes: int, reverse: bool, capability: tuple[int, int] = (9, 0)):
@@ -411,8 +411,8 @@ ndarray.__hash__ = None
 
 
 def _compute(gpu: Gpu, name: str, function: Callable, *operands: Any) -> ndarray:
-    """function(*operands) as a new array: one launch. In a capture it is computed too, on whatever is there, for the
-    shape."""
+    """function(*operands) as a new array: one launch. A capture computes the function too, on any values, for the shape
+    of the result."""
     for operand in operands:
         gpu.refuse_host(operand)
     hosts = [operand._host if isinstance(operand, ndarray) else operand for operand in operands]

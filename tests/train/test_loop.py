@@ -176,6 +176,14 @@ def test_speed_is_told_once(new):
     assert 0 < told[0] < 60
 
 
+def test_no_advice_where_an_epoch_has_too_few_steps(new):
+    """It would come in a later epoch, and count too many that are left."""
+    told, parts = [], new()
+    parts.train_batches.batch_size = 22  # two steps an epoch
+    run(parts, advice=lambda seconds: told.append(seconds) or "slow")
+    assert told == []
+
+
 def test_a_signal_stops_after_the_step_with_a_checkpoint(new, tmp_path):
     parts = new()
     inner, count = parts.training.optimizer.step, 0

@@ -1,11 +1,11 @@
-"""A stage of the check is a list of cases. A case is tried once and gives a row, whatever happens in it.
+"""The cases of a stage of the check. A case is tried once and always gives a row.
 
     a result                the row that the case gives: a text for the table, and values
-    an exception            its traceback is in the row; the next case goes on
+    an exception            the row holds the traceback; the next case goes on
     a broken CUDA context   every later call would fail alike: after the row the process ends, with status BROKEN
     a hang, a crash         the process ends, its Python stack goes to stderr; gpu_check.py writes the row
 
-The progress file names the case in hand: [cases done, the name of the case that runs, or null].
+The progress file names the current case: [cases done, the name of the case that runs, or null].
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Cases:
         append(self.path, stage=self.stage, case=case, text=text, **values)
 
     def note_machine(self) -> None:
-        """Which GPU, which versions, when: what the numbers hang on."""
+        """Note what the numbers depend on: the GPU, the versions, the date."""
         import cupy
 
         info = mr.info()
@@ -87,15 +87,15 @@ class Cases:
         self.note_state()
 
     def note_state(self) -> None:
-        """How fast the GPU's clocks run, and what holds them back; nothing where there is no nvidia-smi."""
+        """Note the GPU's clock rates and their throttle reasons; nothing without nvidia-smi."""
         if self.device == "cuda":
             query = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
             state = _said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
             append(self.path, stage=self.stage, state=f"{datetime.now(timezone.utc):%H:%M:%S} {state}")
 
     def run(self, name: str, function: Callable[[], dict[str, Any]], *, needs: float = 2, limit: float = 8) -> None:
-        """Try `function`, which gives the row's values: at least "text". It is not begun with less than `needs` seconds
-        left; what takes longer than `limit`, and longer than a quarter of the time that is left, counts as hung."""
+        """Try `function`, which gives the row's values: at least "text". With less than `needs` seconds left the case
+        is not begun. A case longer than `limit`, and longer than a quarter of the remaining time, counts as hung."""
         import cupy
 
         with self.case(name, limit) as wanted:

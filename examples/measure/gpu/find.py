@@ -1,4 +1,4 @@
-"""The stages that look for what is wrong: smoke, kernels, tests."""
+"""The stages that look for faults: smoke, kernels, tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from minires.cuda import batch_norm, blas, launch
 from minires.cuda.graph import Recorder, RecordingError, free_memory
 from minires.cuda.step import DeviceStep
 
-LR = 0.01  # of the steps: little enough for each to make the loss smaller
+LR = 0.01  # of the steps: small enough for each step to reduce the loss
 
 
 def compared(got: Any, expected: Any, names: str, tolerance: float, text: str = "") -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _recorded() -> dict[str, Any]:
 
 
 def _refused() -> dict[str, Any]:
-    """What waits for the GPU is refused, and the stream can record afterwards."""
+    """A recording that waits for the GPU is refused; the stream can record afterwards."""
     import cupy
 
     x = random((100,))
@@ -154,8 +154,8 @@ def _refused() -> dict[str, Any]:
 
 
 def recorded_steps(precision: str, tiny: bool) -> dict[str, Any]:
-    """Three steps of ResNet-20 after the two that warm up: as a graph and eager the same losses, bit for bit, and up to
-    rounding the losses of the reference on the CPU."""
+    """Three steps of ResNet-20 after two for warm-up. Graph and eager must give the same losses, bit for bit, and the
+    losses of the reference on the CPU up to rounding."""
     batch, size, steps = (2, 8, 5) if tiny else (8, 32, 5)
     graph, eager = (step_losses(20, batch, precision, size, graph, steps)[0] for graph in (True, False))
     host = _losses_on_the_cpu(20, batch, size, steps)
@@ -200,7 +200,7 @@ def _model_and_batch(depth: int, batch: int, size: int) -> tuple[nn.Module, Any,
 def step_losses(
     depth: int, batch: int, precision: str, size: int, graph: bool, steps: int
 ) -> tuple[list[float], DeviceStep, Any, Any]:
-    """The losses of so many steps on one batch of random images, and the step with its batch to go on with."""
+    """The losses of some steps on one batch of random images; the step and the batch, to continue with."""
     model, x, y = _model_and_batch(depth, batch, size)
     model.to("cuda")
     step = DeviceStep(model, optim.SGD(model.parameters(), LR, 0.9), 0.0, graph=graph)
@@ -321,8 +321,8 @@ def _backward_by_definition(
 
 
 def kernel_times(cases: Cases) -> None:
-    """Each kernel: whether its results are those of the definition on the CPU, its time, and its share of a copy's
-    bandwidth. Kernels that take activations are tried with bfloat16 ones too."""
+    """Compare each kernel's results with the definition on the CPU; take its time and its share of a copy's bandwidth.
+    Kernels that take activations are tried with bfloat16 too."""
     bandwidth = copy_bandwidth(cases.tiny)
     for case in kernel_cases(cases.tiny):
         cases.run(case.name, functools.partial(_kernel, case, bandwidth, cases.tiny, "float32"))

@@ -12,7 +12,7 @@ LIMIT = 30  # seconds for a test: the first of a file may have to draw images, a
 
 
 class TestCases:
-    """Every test is a case, numbered as they are collected; `counts` says how many passed, failed and were skipped."""
+    """Every test is a case, numbered in the order of collection; `counts` has the passed, failed and skipped tests."""
 
     __test__ = False  # no test itself, whatever its name
 

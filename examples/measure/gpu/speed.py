@@ -1,6 +1,6 @@
 """The stages that measure: steps, convolutions, torch, ceilings, training.
 
-Times are medians of several rounds between two events on the GPU, on random numbers (tools.py).
+Times are medians of several rounds, between two events on the GPU, on random numbers (tools.py).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def step_cases(tiny: bool) -> Sequence[tuple[int, int, str]]:
 
 
 def step_times(cases: Cases) -> None:
-    """Training steps with SGD, as a graph and eager: their times, the peak of memory, the floor for comparison; and
-    whether they learn, and give the same losses."""
+    """Training steps with SGD, as a graph and eager: times, peak memory, the floor for comparison. The steps must
+    reduce the loss, and graph and eager must give the same losses."""
     losses: dict[tuple, list[float]] = {}
     for depth, batch, precision in step_cases(cases.tiny):
         if precision in precisions():
@@ -114,7 +114,7 @@ def _milliseconds_of_steps(step: Any, x: Any, y: Any, tiny: bool) -> list[float]
 
 
 def _profile(cases: Cases, key: tuple[int, int, str], name: str) -> dict[str, Any]:
-    """Where the time of an eager step goes: two events around every launch, added up by kernel, or shape of product."""
+    """The time of an eager step by kernel, or by shape of product, from two events around every launch."""
     depth, batch, precision = key
     _, step, x, y = step_losses(depth, batch, precision, 8 if cases.tiny else 32, False, steps=3)
     with computing(precision), step.active(), _events() as events:
@@ -159,8 +159,8 @@ def _floor(depth: int, size: int, batch: int, precision: str, gpu: str) -> float
 
 
 def convolution_times(cases: Cases) -> None:
-    """Every convolution of the networks other than 1x1: forward and both gradients, with columns and without: their
-    times, and how far each is from float64."""
+    """Every convolution of the networks other than 1x1: times of forward and both gradients, with and without columns,
+    and their distance from float64."""
     large = roofline.Layer("one large", (3, 3), 256, 256, (1, 1), (8, 8), (8, 8))
     if not cases.tiny:  # long sums, many tiles, several waves of blocks
         for precision in precisions():
@@ -329,7 +329,7 @@ def _torch_step(
 
 
 def ceilings(cases: Cases) -> None:
-    """What this GPU can do: the bandwidth of a copy, and the rate of large matrix products."""
+    """The limits of this GPU: the bandwidth of a copy, and the rate of large matrix products."""
     cases.run("copy", functools.partial(_copy, cases.tiny))
     for precision in precisions():
         cases.run(f"product {precision}", functools.partial(_product, precision, 16 if cases.tiny else 8192))
@@ -358,7 +358,7 @@ def _product(precision: str, n: int) -> dict[str, Any]:
 def training(cases: Cases) -> None:
     """examples/train_cifar.py itself, as a user would call it: ResNet-18, then ResNet-101 with the time that is left.
 
-    As many whole epochs as fit, so that the learning rate comes to the end of its cycle.
+    Runs as many whole epochs as fit: the learning rate then completes its cycle.
     """
     if cases.device == "cpu":
         raise Skipped("training on the simulated GPU would take hours; the steps are the trial")

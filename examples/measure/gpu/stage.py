@@ -19,14 +19,14 @@ STAGES = {**find.STAGES, **speed.STAGES}
 
 
 def main() -> None:
-    """Run the stage's cases; the record says how they went."""
+    """Run the stage's cases, and write their results to the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, required=True, help="the record")
-    parser.add_argument("--progress", type=Path, required=True, help="where to note how far it is")
+    parser.add_argument("--progress", type=Path, required=True, help="file for the progress")
     parser.add_argument("--skip", type=int, default=0, help="cases that are done already")
-    parser.add_argument("--count", type=int, default=10**6, help="at most so many cases")
-    parser.add_argument("--end", type=float, required=True, help="when to be done, by time.monotonic()")
+    parser.add_argument("--count", type=int, default=10**6, help="the most cases to run")
+    parser.add_argument("--end", type=float, required=True, help="the deadline, by time.monotonic()")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--data-dir", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""What the stages measure with: random arrays, differences, times."""
+"""The tools of the stages: random arrays, differences, times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # of results, in L2 norm
 def random(shape: Sequence[int], dtype: str = "float32", seed: int = 0) -> Any:
     """Normally distributed numbers on the GPU; beyond 4 million they repeat.
 
-    Zeros and ones would be kinder to the GPU than a network is: fewer of its wires change, and it may clock higher.
+    With zeros and ones fewer wires of the GPU would switch, and the GPU might clock higher than in a network.
     """
     import cupy
 
@@ -38,15 +38,15 @@ def _normal(seed: int) -> np.ndarray:
 
 
 def outputs(got: Any, expected: Any, names: Sequence[str], tolerance: float) -> list[dict[str, Any]]:
-    """What is to be known of each output: how far it is from the expected one, and where.
+    """The distance of each output from the expected output.
 
-    error      L2 norm of the difference, relative to the expected one's
-    nans       how many are NaN that should not be
+    error      L2 norm of the difference, relative to the norm of the expected output
+    nans       number of unexpected NaNs
     first_bad  the first index where the difference is above the tolerance of the value there and of the mean square,
-               with what was got and expected; None if there is none
+               with the result and the expected value; None if there is none
     wrong      whether error is above the tolerance, or there are NaNs
 
-    A `tolerance` for bfloat16, of 1e-2, is 1e-4 for sums that are kept in float32: their terms were exact.
+    The `tolerance` for bfloat16, 1e-2, is 1e-4 for sums kept in float32: their terms were exact.
     """
     got, expected = (x if isinstance(x, tuple) else (x,) for x in (got, expected))
     single = min(tolerance, 1e-4) if tolerance == TOLERANCE["bf16"] else tolerance
@@ -110,8 +110,8 @@ class Time(NamedTuple):
 def timed(function: Callable[[], Any], tiny: bool, repeat: int = 10, rounds: int = 5) -> Time:
     """The time of one call on the GPU, in each of `rounds` of `repeat` calls between two events.
 
-    The calls are recorded as a CUDA graph: launched one by one, small kernels would be timed as the Python that
-    launches them. What cannot be recorded is launched one by one all the same, and `recorded` is False.
+    The calls are recorded as a CUDA graph: launched one by one, small kernels would take the time of the Python that
+    launches them. Calls that cannot be recorded are launched one by one, with `recorded` False.
     """
     import cupy
 
@@ -177,12 +177,12 @@ def computing(choice: str, algorithm: str = "auto") -> Iterator[None]:
 
 
 def dtype_of(choice: str) -> str:
-    """In which activations are stored in this precision."""
+    """The dtype of activations in this precision."""
     return "bfloat16" if choice == "bf16" else "float32"
 
 
 def precisions() -> list[str]:
-    """Those in which this GPU computes."""
+    """The precisions in which this GPU computes."""
     found = [choice for choice in precision.CHOICES if not precision.why_not(choice)]
     if "bf16" in found:
         import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype
