@@ -23,7 +23,9 @@ __all__ = [
     "no_grad", "optim", "save_weights", "summary",
 ]  # fmt: skip
 
-for _backend in ("minires.cpu", "minires.cuda"):  # each registers itself; without them everything works, slower
+# Each backend registers itself; without them everything works, slower. mr.cuda is then the package minires.cuda:
+# it has the three functions of the class too.
+for _backend in ("minires.cpu", "minires.cuda"):
     _spec = importlib.util.find_spec(_backend)
     if _spec and _spec.origin:  # a folder of which only the cache is left has no origin
         importlib.import_module(_backend)

@@ -11,7 +11,7 @@ input twice more in backward. Here batch norm has no pass of its own:
                before using it.
 
 The normalised activations inside the branch are never stored. Backward computes them again, chunk by chunk, from the
-convolution's output, which is stored anyway. For ResNet-101 that saves an eighth of the activations' memory.
+convolution's output, which is stored anyway. For ResNet-101 that saves a sixth of the activations' memory.
 
 Reading order: after batch_norm.py. Next: pooling.py.
 """

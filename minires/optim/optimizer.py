@@ -111,7 +111,7 @@ class Optimizer:
             self._prepared_lr[id(group)] = backend.prepare_lr(previous, self.flat, group["lr"], self.steps, betas)
 
     def apply(self) -> None:
-        """The second half: the arithmetic."""
+        """The second half: the arithmetic, at the learning rate that `advance` has stored."""
         for p, view in zip(self.params, self._views):
             if p.data is not view:
                 raise RuntimeError(
