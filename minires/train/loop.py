@@ -155,7 +155,7 @@ class Loop:
     folder: RunFolder | None
     log: Callable[[str], None]
     advice: Callable[[float], str] | None
-    timed: list[float] = field(default_factory=list)  # seconds of the steps of this session
+    timed: list[float] = field(default_factory=list)  # seconds of the first steps, for the advice
 
     def run(self) -> Evaluation:
         """Train, evaluate and save, epoch after epoch."""
@@ -215,8 +215,10 @@ class Loop:
 
     def give_advice(self, seconds: float) -> None:
         """Note the time of a step; after the first few steps, log the time that an epoch will take."""
+        if self.advice is None:
+            return
         self.timed.append(seconds)
-        if self.advice and len(self.timed) == WARM_UP + MEASURED:
+        if len(self.timed) == WARM_UP + MEASURED:
             self.log(self.advice(sum(self.timed[WARM_UP:]) / MEASURED * len(self.train_batches)))
 
     def evaluate(self) -> Evaluation:
