@@ -101,7 +101,8 @@ def rounding(request, monkeypatch) -> float:
     """Runs a test with each kind of kernels; how many times coarser than im2col they may round."""
     kernels.use("reference" if request.param == "reference" else "auto")
     monkeypatch.setattr(plan, "choice", "direct" if request.param == "cpu, direct" else "auto")
-    yield 5.0 if request.param == "cpu, Winograd" else 1.0
+    # docs/fast-cpu.md has the measured factors, 5 to 16. The sums' order, and with it the error, depends on the CPU.
+    yield 10.0 if request.param == "cpu, Winograd" else 1.0
     kernels.use("auto")
 
 
