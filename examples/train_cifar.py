@@ -310,7 +310,7 @@ def dry_run(parser: arguments.Parser, args: Namespace) -> int:
     say(f"             {format_bytes(memory.workspace)} work space; the rest is Python and its libraries")
     if gpu_step_bytes:
         on_gpu = gpu_step_bytes(model, (size, size, 3), args.batch_size, slots, summary)
-        say(f"             {format_bytes(on_gpu)} for a training step on a GPU")
+        say(f"GPU memory   {format_bytes(on_gpu)} for a training step on a GPU")
     return 0
 
 
