@@ -31,15 +31,21 @@ _choice = "auto"
 def register(device: str, backend: ModuleType, dtypes: Collection[str]) -> None:
     """Let `backend` compute arrays on `device` with a dtype of one of these names.
 
-    Beside the functions of reference.py a backend may have parts that the reference lacks, see `part`. Raises
-    `ValueError` for a backend without all names of reference.py.
+    Beside the functions of reference.py a backend may have fused branches (nn/fused.py) and the parts of `part`.
+    Raises `ValueError` for a backend that lacks a function of reference.py, or one of the two fused branches.
     """
-    missing = [name for name in vars(reference) if not name.startswith("_") and not hasattr(backend, name)]
+    name = getattr(backend, "__name__", repr(backend))
+    written = [key for key, value in vars(reference).items() if getattr(value, "__module__", "") == reference.__name__]
+    wanted = [key for key in [*written, "branch", "evaluate_branch"] if not key.startswith("_")]
+    missing = [key for key in wanted if not hasattr(backend, key)]
     if missing:
         raise ValueError(
-            f"register: {backend.__name__} has no {', '.join(missing[:3])}; a backend begins with "
-            "`from minires.reference import *`"
+            f"register: {name} has no {', '.join(missing[:3])}; a backend begins with `from minires.reference import *`"
         )
+    if (backend.branch is None) != (backend.evaluate_branch is None):
+        raise ValueError(f"register: {name} has one of branch and evaluate_branch, expected both or neither")
+    if isinstance(dtypes, str):
+        raise ValueError(f"register: dtypes is {dtypes!r}, expected names, such as ({dtypes!r},)")
     _backends[device] = backend, tuple(dtypes)
 
 

@@ -259,10 +259,10 @@ def update_running_statistics(
     `var` is biased (divided by `count`), the running variance is not. `num_batches_tracked`, an int64 array of shape
     (), counts the batches.
     """
-    running_mean += momentum * (mean - running_mean)
-    running_var += momentum * (var * (count / (count - 1)) - running_var)
     if num_batches_tracked is not None:
         num_batches_tracked[...] += 1
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (count / (count - 1)) - running_var)
 
 
 # Activation, pooling, linear, loss ----------------------------------------------------------------------------------

@@ -165,9 +165,7 @@ class Tensor:
                         f"shape {parent.shape}"
                     )
                 if parent.dtype.kind == "f" and dparent.dtype.itemsize > parent.dtype.itemsize:
-                    dparent = dparent.astype(
-                        parent.dtype
-                    )  # a float64 target must not make the layers' gradients float64
+                    dparent = dparent.astype(parent.dtype)  # a float64 loss is no reason for float64 in the layers
                 source = parent.node
                 if source is None:
                     parent.accumulate_grad(dparent)

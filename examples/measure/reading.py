@@ -200,7 +200,7 @@ def imports_of_backends() -> list[str]:
 
 
 def most_arguments() -> int:
-    """Of the calls by which nn/branch.py and a backend speak to each other."""
+    """Of the calls between nn/fused.py and a backend."""
     protocols = (fused.Branch, fused.EvaluateBranch, fused.BranchBackward)
     return max(len(inspect.signature(protocol.__call__).parameters) - 1 for protocol in protocols)
 

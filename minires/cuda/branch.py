@@ -50,7 +50,7 @@ def branch(
     statistics = [(layer.mean, layer.var) for layer in saved]
     # A partial, not a closure: that would keep x, the shortcut and y alive too.
     dtypes = x.dtype.name, None if shortcut is None else shortcut.dtype.name
-    return z, statistics, partial(_backward, z if relu else None, layers, saved, dtypes, relu)
+    return z, statistics, partial(_backward, z if relu and added is not None else None, layers, saved, dtypes, relu)
 
 
 def _backward(

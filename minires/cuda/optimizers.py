@@ -16,12 +16,18 @@ def prepare_lr(previous: Array | None, like: Array, lr: float, step: int, betas:
     replay.
     """
     # `previous` is a number after a step by the reference kernels.
-    schedule = previous if hasattr(previous, "dtype") else module_of(like).empty(3, dtype="float32")
+    xp = module_of(like)
+    schedule = previous if isinstance(previous, xp.ndarray) else xp.empty(3, dtype="float32")
     beta1, beta2 = betas
     program("optimizers")["set_schedule"](
         (1,), (1,), schedule=schedule, lr=lr, correction1=1 - beta1**step, correction2=1 - beta2**step
     )
     return schedule
+
+
+def _prepared(parameter: Array, lr: float | Array, step: int, betas: tuple[float, float]) -> Array:
+    """`lr` if `prepare_lr` has made it, else what it makes of that number."""
+    return lr if isinstance(lr, module_of(parameter).ndarray) else prepare_lr(None, parameter, lr, step, betas)
 
 
 def sgd_update(
@@ -34,7 +40,7 @@ def sgd_update(
     nesterov: bool,
 ) -> None:
     """See reference.sgd_update; `lr` may also be a schedule on the device (prepare_lr)."""
-    schedule = lr if hasattr(lr, "dtype") else prepare_lr(None, parameter, lr, 1, (0.0, 0.0))  # SGD reads lr alone
+    schedule = _prepared(parameter, lr, 1, (0.0, 0.0))  # SGD reads lr alone
     program("optimizers")["sgd_update"](
         (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, velocity=velocity,
         schedule=schedule, momentum=momentum, weight_decay=weight_decay, nesterov=int(nesterov), size=parameter.size,
@@ -55,7 +61,7 @@ def adam_update(
     decoupled: bool,
 ) -> None:
     """See reference.adam_update; `lr` may also be a schedule on the device, which then also has the step."""
-    schedule = lr if hasattr(lr, "dtype") else prepare_lr(None, parameter, lr, step, (beta1, beta2))
+    schedule = _prepared(parameter, lr, step, (beta1, beta2))
     program("optimizers")["adam_update"](
         (blocks(parameter.size),), (THREADS,), parameter=parameter, gradient=gradient, mean=mean, square=square,
         schedule=schedule, beta2=beta2, one_minus_beta1=1 - beta1, one_minus_beta2=1 - beta2, eps=eps,

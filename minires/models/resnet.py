@@ -40,7 +40,7 @@ import numpy as np
 import minires.functional as F
 from minires import nn
 from minires.models import pretrained
-from minires.nn.fused import Layers
+from minires.nn.layers import Layers
 from minires.tensor import Tensor
 
 STEMS = ("imagenet", "cifar")

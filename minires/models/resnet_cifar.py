@@ -32,7 +32,7 @@ import minires.functional as F
 from minires import nn
 from minires.models import pretrained
 from minires.models.resnet import Block, initialise
-from minires.nn.fused import Layers
+from minires.nn.layers import Layers
 from minires.tensor import Tensor
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)

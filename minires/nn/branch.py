@@ -8,7 +8,8 @@ from __future__ import annotations
 import minires.functional as F
 from minires import kernels
 from minires.functional.arithmetic import check_floating
-from minires.nn.fused import Layers, fused_branch
+from minires.nn.fused import fused_branch
+from minires.nn.layers import Layers
 from minires.tensor import Tensor
 
 
@@ -21,7 +22,8 @@ def branch(x: Tensor, layers: Layers, shortcut: Tensor | None = None, relu: bool
 
     A backend may compute the whole as one operation, faster and with the same result (nn/fused.py).
     """
-    check_floating("nn.branch", x)
+    for tensor in (x,) if shortcut is None else (x, shortcut):
+        check_floating("nn.branch", tensor)
     if kernels.of(x.data).branch is not None:
         fused = fused_branch(x, layers, shortcut, relu)
         if fused is not None:

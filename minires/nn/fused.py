@@ -1,8 +1,8 @@
 """The residual branch as one operation, where a backend offers that: the same result as nn/branch.py, faster.
 
 One operation instead of many lets a backend keep data in the cache between the layers, and never store what lies
-between them. The classes say what nn/branch.py and a backend give each other; cpu/branch.py and cuda/branch.py are the
-two implementations.
+between them. The classes say what this file and a backend give each other. cpu/branch.py and cuda/branch.py are the two
+implementations.
 
 Reading order: when cpu/branch.py or cuda/branch.py is read; not needed before.
 """
@@ -17,12 +17,10 @@ from minires import kernels
 from minires.device import Array
 from minires.functional.convolution import check_conv2d
 from minires.functional.normalization import check_batch_norm
-from minires.nn.layers import BatchNorm2d, Conv2d, FoldedBatchNorm2d
+from minires.nn.layers import BatchNorm2d, Conv2d, FoldedBatchNorm2d, Layers
 from minires.nn.module import Module
 from minires.reference import Geometry, output_size
 from minires.tensor import Tensor, is_grad_enabled
-
-Layers = Sequence[tuple[Conv2d, BatchNorm2d | FoldedBatchNorm2d]]
 
 
 class BranchLayer(NamedTuple):
@@ -80,11 +78,11 @@ class EvaluateBranch(Protocol):
 def fused_branch(x: Tensor, layers: Layers, shortcut: Tensor | None, relu: bool) -> Tensor | None:
     """nn.branch as one operation: in training mode, and in inference under no_grad.
 
-    None on a backend without fused branches, while `observe` looks at the layers, and for other layers: with groups, of
-    subclasses, in training with a bias or a frozen batch norm.
+    None while `observe` looks at the layers, for a shortcut of a dtype that the backend does not take, and for other
+    layers: with groups, of subclasses, in training with a bias or a frozen batch norm.
     """
     backend = kernels.of(x.data, layers[0][0].weight.data, None if shortcut is None else shortcut.data)
-    if backend.branch is None or Module._observers:
+    if Module._observers or (shortcut is not None and kernels.of(shortcut.data) is not backend):
         return None
     if is_grad_enabled() and all(_is_training_pair(*pair) for pair in layers):
         return _train(backend.branch, x, layers, shortcut, relu)

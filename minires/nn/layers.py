@@ -9,6 +9,7 @@ Reading order: after init.py. Next: branch.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -147,6 +148,9 @@ class FoldedBatchNorm2d(Module):
     def scale_and_shift(self) -> None:
         """None: there is no scale left, and the shift is the convolution's bias."""
         return
+
+
+Layers = Sequence[tuple[Conv2d, BatchNorm2d | FoldedBatchNorm2d]]  # of a residual branch, see branch.py
 
 
 class Linear(Module):

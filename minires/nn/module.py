@@ -141,9 +141,11 @@ class Module:
                 array = np.asarray(state[name])
                 if attribute in module.torch_axes:
                     array = array.transpose(np.argsort(module.torch_axes[attribute]))
-                if target.dtype.kind in "iu" and not np.isfinite(array).all():
-                    raise ValueError("is not finite, expected a count")
-                arrays.append((target, module_of(target).asarray(array, dtype=target.dtype)))
+                with np.errstate(invalid="ignore"):
+                    converted = array.astype(target.dtype)
+                if target.dtype.kind in "iu" and not (converted == array).all():
+                    raise ValueError(f"expected whole numbers that fit into {target.dtype}")
+                arrays.append((target, module_of(target).asarray(converted)))
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f"load_state_dict: {name}: {error}") from error
         for target, array in arrays:

@@ -64,7 +64,7 @@ def fit(
     schedule  from the step to the learning rate
     stop      limits of this session; at least one step is done
     folder    for checkpoints and the log; None: no files
-    advice    from the seconds of an epoch to a text, logged once the first steps have been timed
+    advice    from the seconds of an epoch to a text, logged once four steps of the first epoch are timed
     graph     on a GPU, replay the step as a CUDA graph: True, False, or None for wherever replaying is safe
 
     Each epoch ends with an evaluation on `test_batches`, a record in `training.history`, and a checkpoint.

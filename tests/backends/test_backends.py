@@ -70,7 +70,7 @@ def test_the_contract_is_the_array_work_of_the_reference():
             assert all(p.annotation is not p.empty for p in inspect.signature(function).parameters.values()), name
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", sorted(kernels._backends))
 @pytest.mark.parametrize("name", contract())
 def test_a_backend_has_every_function_of_the_contract(device, name):
     """With the same positional parameters; what it does not override is the reference's own function."""
@@ -82,7 +82,7 @@ def test_a_backend_has_every_function_of_the_contract(device, name):
     assert [p.default for p in own] == [p.default for p in parameters.values()]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", sorted(kernels._backends))
 def test_a_function_that_is_new_in_the_reference_is_in_every_backend(device, monkeypatch):
     """Though nobody has touched the backend: its __init__.py is run once more, beside the one that is in use."""
 

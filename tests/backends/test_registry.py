@@ -64,8 +64,10 @@ def test_parts_that_a_backend_lacks(counting):
     counting.threads = lambda: 7
     assert mr.info()["threads"] == 7
     kernels.use("reference")
-    assert kernels.part("threads", "cpu") is None
-    kernels.use("auto")
+    try:
+        assert kernels.part("threads", "cpu") is None
+    finally:
+        kernels.use("auto")
 
 
 def test_precisions_without_a_backend_that_offers_them(registry):
@@ -81,3 +83,12 @@ def test_precisions_without_a_backend_that_offers_them(registry):
 def test_what_is_no_backend_is_refused(registry):
     with pytest.raises(ValueError, match=r"register: mine has no .*; a backend begins with"):
         kernels.register("cpu", ModuleType("mine"), ("float32",))
+    with pytest.raises(ValueError, match="register: None has no"):
+        kernels.register("cpu", None, ("float32",))
+    with pytest.raises(ValueError, match="dtypes is 'float32', expected names"):
+        kernels.register("cpu", reference, "float32")
+    mine = ModuleType("mine")
+    exec("from minires.reference import *", vars(mine))
+    mine.branch = len
+    with pytest.raises(ValueError, match="mine has one of branch and evaluate_branch, expected both or neither"):
+        kernels.register("cpu", mine, ("float32",))

@@ -150,6 +150,8 @@ def test_strict_loading_lists_everything_that_is_wrong_and_changes_nothing(net):
     [
         ("fc.weight", np.full((2, 4), "text")),
         ("body.0.bn.num_batches_tracked", np.array(np.nan)),
+        ("body.0.bn.num_batches_tracked", np.array(1e300)),
+        ("body.0.bn.num_batches_tracked", np.array(2.5)),
         ("body.0.bn.running_var", np.full(4, "x")),
     ],
 )
