@@ -86,8 +86,8 @@ def evaluate_branch(
     for i, (weight, geometry, scale, shift) in enumerate(layers):
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
-        new_finisher = partial(_Epilogue, y, scale, shift, shortcut if last else None, relu or not last)
-        convolution.forward(Images(x), x.shape, weight, geometry, y, new_finisher)
+        epilogue = _Epilogue(y, scale, shift, shortcut if last else None, relu or not last)  # one for all workers
+        convolution.forward(Images(x), x.shape, weight, geometry, y, lambda epilogue=epilogue: epilogue)
         x = y
     return x
 
