@@ -32,8 +32,11 @@ def register(device: str, backend: ModuleType, dtypes: Collection[str]) -> None:
     """Let `backend` compute arrays on `device` with a dtype of one of these names.
 
     Beside the functions of reference.py a backend may have fused branches (nn/fused.py) and the parts of `part`.
-    Raises `ValueError` for a backend that lacks a function of reference.py, or one of the two fused branches.
+    Raises `ValueError` for an unknown device, and for a backend that lacks a function of reference.py or one of the
+    two fused branches.
     """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"register: device {device!r} is unknown, expected 'cpu' or 'cuda'")
     name = getattr(backend, "__name__", repr(backend))
     written = [key for key, value in vars(reference).items() if getattr(value, "__module__", "") == reference.__name__]
     wanted = [key for key in [*written, "branch", "evaluate_branch"] if not key.startswith("_")]

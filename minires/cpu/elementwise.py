@@ -84,6 +84,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _relu(x: np.ndarray, y: np.ndarray) -> None:
+    """y = max(x, 0)."""
     np.maximum(x, zeros(x.shape[-1]), out=y)
 
 
@@ -117,7 +118,7 @@ def _each_chunk(compute: Callable[..., None], *arrays: np.ndarray) -> None:
 
 def relu_in_place(x: np.ndarray) -> None:
     """x = max(x, 0) for x (rows, columns)."""
-    np.maximum(x, zeros(x.shape[1]), out=x)
+    _relu(x, x)
 
 
 def mask_gradient(dy: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -155,15 +155,14 @@ class Loop:
     folder: RunFolder | None
     log: Callable[[str], None]
     advice: Callable[[float], str] | None
-    timed: list[float] = field(default_factory=list)  # seconds of the first steps, for the advice
 
     def run(self) -> Evaluation:
         """Train, evaluate and save, epoch after epoch."""
-        training, evaluation = self.training, None
+        training, evaluation, advice = self.training, None, self.advice
         training.model.train()
         while training.epoch < self.epochs:
-            self.train_epoch()
-            self.advice = None  # about an epoch: given in the first one, if that is long enough
+            self.train_epoch(advice)
+            advice = None  # is given in the first epoch, if that is long enough
             if not self.stop.interrupted:
                 evaluation = self.evaluate()
             if self.stop.interrupted:  # before or during the evaluation
@@ -180,12 +179,13 @@ class Loop:
             raise Interrupted(f"interrupted after step {training.step}")
         return evaluation
 
-    def train_epoch(self) -> None:
+    def train_epoch(self, advice: Callable[[float], str] | None) -> None:
         """Train on the remaining batches of the epoch in progress, or until `stop` gives a reason."""
         training, step = self.training, self.step
         title = f"epoch {training.epoch + 1}/{self.epochs}"
         progress = Progress(title, len(self.train_batches), training.batch, self.log)
         saved = last = time.monotonic()
+        timed: list[float] = []  # seconds of each step
         sizes: list[int] = []  # images in the steps whose results have not been read
         with progress, no_warnings(), step.active():
             remaining = len(self.train_batches) - training.batch
@@ -204,22 +204,16 @@ class Loop:
                     progress.update(loss, accuracy, images)
                 now = time.monotonic()
                 training.add_time(now - last)
-                self.give_advice((now - last) / len(sizes))
+                timed.append((now - last) / len(sizes))
                 last = now
                 sizes.clear()
+                if advice and len(timed) == WARM_UP + MEASURED:
+                    self.log(advice(sum(timed[WARM_UP:]) / MEASURED * len(self.train_batches)))
                 if self.folder and now - saved > SAVE_SECONDS:
                     self.folder.save(training)
                     saved = now
                 if self.stop.reason():
                     break
-
-    def give_advice(self, seconds: float) -> None:
-        """Note the time of a step; after the first few steps, log the time that an epoch will take."""
-        if self.advice is None:
-            return
-        self.timed.append(seconds)
-        if len(self.timed) == WARM_UP + MEASURED:
-            self.log(self.advice(sum(self.timed[WARM_UP:]) / MEASURED * len(self.train_batches)))
 
     def evaluate(self) -> Evaluation:
         """Evaluate the model on the test batches."""

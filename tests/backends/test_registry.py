@@ -83,6 +83,8 @@ def test_precisions_without_a_backend_that_offers_them(registry):
 def test_what_is_no_backend_is_refused(registry):
     with pytest.raises(ValueError, match=r"register: mine has no .*; a backend begins with"):
         kernels.register("cpu", ModuleType("mine"), ("float32",))
+    with pytest.raises(ValueError, match="register: device 'tpu' is unknown, expected 'cpu' or 'cuda'"):
+        kernels.register("tpu", reference, ("float32",))
     with pytest.raises(ValueError, match="register: None has no"):
         kernels.register("cpu", None, ("float32",))
     with pytest.raises(ValueError, match="dtypes is 'float32', expected names"):
