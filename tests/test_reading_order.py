@@ -77,6 +77,14 @@ def test_the_path_of_a_training_step():
 
 
 def test_the_shape_of_the_code():
-    assert reading.calls_to_the_sum() <= 1
+    assert reading.calls_to_the_sum() == 1
     assert reading.imports_of_backends() == []
-    assert reading.most_arguments() <= 4
+    assert reading.most_arguments() == 4
+
+
+def test_an_import_of_a_backend_would_be_counted(tmp_path, monkeypatch):
+    (tmp_path / "nn.py").write_text("import minires.cpu.plan\nfrom minires import cuda\nfrom minires.cpu import plan\n")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "plan.py").write_text("from minires.cpu import workers\n")
+    monkeypatch.setattr(reading, "PACKAGE", tmp_path)
+    assert reading.imports_of_backends() == ["nn.py:1", "nn.py:2", "nn.py:3"]

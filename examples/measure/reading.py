@@ -186,16 +186,17 @@ def calls_to_the_sum() -> int:
 
 
 def imports_of_backends() -> list[str]:
-    """Import lines of minires.cpu or minires.cuda outside of these, and outside of the command line."""
+    """Import lines of minires.cpu or minires.cuda, as "file:line", outside of these and of the command line."""
     found = []
-    for path in PACKAGE.rglob("*.py"):
+    for path in sorted(PACKAGE.rglob("*.py")):
         if path.relative_to(PACKAGE).parts[0] in (*BACKENDS, "cli"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found += [name for name in names if re.match(rf"minires\.({'|'.join(BACKENDS)})\b", name)]
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if any(re.match(rf"minires\.({'|'.join(BACKENDS)})\b", name) for name in names):
+                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
     return found
 
 

@@ -130,6 +130,11 @@ def test_zero_init_makes_a_block_the_identity(depth):
     block = models.build(depth, zero_init_last=True).layer1[1]
     x = np.random.default_rng(0).standard_normal((2, 4, 4, block.conv1.in_channels)).astype(np.float32)
     np.testing.assert_array_equal(block(mr.Tensor(x)).numpy(), np.maximum(x, 0))
+    *inner, last = (
+        norm.weight.data for _, norm in block.layers()
+    )  # zeros in an earlier one would do the same at first
+    assert not last.any()
+    assert all((weight == 1).all() for weight in inner)
 
 
 def test_option_a_subsamples_and_pads_with_zeros():

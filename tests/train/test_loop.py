@@ -77,6 +77,7 @@ def test_the_record_of_an_epoch(new):
     assert record["test_loss"] == evaluation.loss
     assert record["lr"] == schedules.one_cycle(0.2, EPOCHS * BATCHES)(2 * BATCHES - 1)
     assert record["images_per_second"] > 0
+    assert parts.training.seconds > sum(record["seconds"] for record in parts.training.history)  # with the evaluations
 
 
 def test_a_last_step_that_ends_it_all_is_an_error(new, tmp_path):
