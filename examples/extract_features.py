@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import minires as mr
 import minires.functional as F
@@ -158,7 +158,13 @@ def make_parser() -> arguments.Parser:
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="images, or folders of them")
     add("--weights", required=True, help="the folder of a run, a file of weights, or 'imagenet'")
-    add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=50, help="for --weights imagenet")
+    add(
+        "--depth",
+        type=int,
+        choices=tuple(resnet.CONFIGURATIONS),
+        default=101,
+        help="for --weights imagenet (default: 101)",
+    )
     add("--out", metavar="FILE.npz", help="write the features to this file")
     add("--features", metavar="FILE.npz", help="read the features from this file, not from images")
     add("--query", nargs="+", metavar="IMAGE", help="find images similar to these")

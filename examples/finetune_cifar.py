@@ -21,7 +21,6 @@ Exit status: 0 done; 1 training failed, disk full; 2 unusable arguments, data, w
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -29,7 +28,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import minires as mr
 import minires.functional as F
@@ -99,17 +98,17 @@ def main() -> int:
     keep = ("data", "image_size", "batch_size", "lr", "epochs", "flip", "freeze", "freeze_batch_norm", "seed")
     plain = not model.layer1[0].shortcut
     settings = {"depth": depth, "plain": plain, "from": args.source, **{name: getattr(args, name) for name in keep}}
-    about = {"dataset": dataset.name, "classes": dataset.classes, "mean": mean, "std": std}
+    notes = dataset.notes(args.image_size) | {"mean": mean, "std": std}
     identity = {name: settings[name] for name in ("depth", "image_size", "batch_size", "flip", "seed")}
     identity |= {"data set": dataset.name, "fingerprint of the training images": dataset.fingerprint()}
-    training = train.Training(trained, optimizer, identity, settings)
+    training = train.Training(trained, optimizer, identity, settings, notes)
     if args.resume:
         before = training.restore(folder.state)
         changed = [f"{name} {settings[name]}, was {old}" for name, old in before.items() if settings.get(name) != old]
         say(f"resuming after step {training.step}" + "".join(f"; changed: {change}" for change in changed))
     commands = [*(folder.commands() if args.resume else []), shlex.join(["python", *sys.argv])]
     folder.prepare(12 * optimizer.flat.size, 4 * optimizer.flat.size)  # weights and Adam's two averages, in bytes
-    folder.write_json("config.json", {**settings, **about, "commands": commands})
+    folder.write_json("config.json", {**settings, **notes, "commands": commands})
 
     # 5. Train. Each epoch prints its loss and the accuracy on the test images.
     if device == "cpu" and not args.freeze:
@@ -131,7 +130,7 @@ def main() -> int:
     result = results(training, evaluation, dataset, mr.info())
     result["trained_parameters"] = optimizer.flat.size
     result["parameters"] = sum(p.size for p in model.parameters())
-    mr.save_weights(model, folder.weights, metadata={"minires": json.dumps({"settings": settings, **about})})
+    mr.save_weights(model, folder.weights, notes={"settings": settings, **notes})
     folder.write_log(training.records)
     folder.write_json("results.json", result)
     draw_pictures(training, evaluation, dataset, folder.path)
@@ -214,7 +213,13 @@ def make_parser() -> arguments.Parser:
     parser = arguments.Parser(description="Fine-tune a pretrained ResNet on CIFAR-10.", allow_abbrev=False)
     add = parser.add_argument
     add("--from", dest="source", default="imagenet", help="'imagenet', the folder of a run, or a file of weights")
-    add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=101, help="for --from imagenet")
+    add(
+        "--depth",
+        type=int,
+        choices=tuple(resnet.CONFIGURATIONS),
+        default=101,
+        help="for --from imagenet (default: 101)",
+    )
     add("--freeze", action="store_true", help="train only the new last layer, on features computed once")
     add("--freeze-batch-norm", action="store_true", help="keep all batch norm: statistics and weights")
     add("--data", choices=("cifar10", "cifar100", "shapes"), default="cifar10")

@@ -48,7 +48,8 @@ def to_device(array: Array, device: str) -> Array:
 def check_device(device: str) -> None:
     """Raise unless `device` is `"cpu"`, or `"cuda"` with a usable GPU."""
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"device: {device!r} is unknown, expected 'cpu' or 'cuda'")
+        hint = "; minires uses one GPU: write 'cuda'" if str(device).startswith("cuda:") else ""
+        raise ValueError(f"device: {device!r} is unknown, expected 'cpu' or 'cuda'{hint}")
     if device == "cuda" and not cuda.is_available():
         raise RuntimeError(f"device 'cuda' is not usable: {cuda.why_not()}")
 

@@ -3,7 +3,7 @@
 An operation computes its output array, then calls `Tensor.from_op(output, inputs, backward)`, where
 `backward` maps the gradient of the loss with respect to the output to the gradients with respect to
 the inputs. That is the whole contract; all differentiable operations live in functional/, which also
-attaches the operators (`+`, `@`, `.sum()`, ...) to Tensor, so that imports point one way.
+attaches the operators (`+`, `@`, `.sum()`, ...) of functional/operators.py to Tensor: imports point one way.
 
 Reading order: after device.py. Next: functional/arithmetic.py.
 """
@@ -15,10 +15,16 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minires.device import Array, device_of, module_of, to_device
+
+if TYPE_CHECKING:
+    from minires.functional.operators import Operators  # editors and type checkers see the operators here
+else:
+    Operators = object
 
 _order = itertools.count()  # nodes are numbered as they are made: an input's node is older than its output's
 
@@ -52,7 +58,7 @@ class Node:
     output of an operation, unless a `backward` needs the output.
     """
 
-    __slots__ = ("backward", "dtype", "name", "order", "parents", "shape")
+    __slots__ = ("backward", "dtype", "order", "parents", "qualname", "shape")
     requires_grad = True
 
     def __init__(self, output: Array, parents: Sequence[Tensor], backward: Callable[[Array], Sequence[Array | None]]):
@@ -60,7 +66,12 @@ class Node:
         self.shape, self.dtype = output.shape, output.dtype
         self.parents: Sequence[Tensor | Node] = [(p.requires_grad and p.node) or p for p in parents]
         self.backward: Callable[[Array], Sequence[Array | None]] | None = backward
-        self.name = backward.__qualname__.split(".<locals>.")[-2:][0]  # "conv2d.<locals>.backward" -> "conv2d"
+        self.qualname = backward.__qualname__
+
+    @property
+    def name(self) -> str:
+        """The name of the operation."""
+        return _operation(self.qualname)
 
     @property
     def node(self) -> Node:
@@ -72,7 +83,7 @@ class Node:
         self.parents, self.backward = (), None
 
 
-class Tensor:
+class Tensor(Operators):
     """An array with, optionally, a gradient.
 
     data           the numpy or cupy array
@@ -114,6 +125,10 @@ class Tensor:
         `backward(dy)` gets the gradient for `data`, which it must not modify, and returns one gradient
         per parent, of the parent's shape, or None for a parent that does not require one.
         """
+        for parent in parents:
+            if not isinstance(parent, Tensor):
+                name, kind = _operation(backward.__qualname__), type(parent).__name__
+                raise TypeError(f"{name}: input is of type {kind}, expected a Tensor: wrap it, Tensor(x)")
         out = Tensor(data)
         if _grad_mode.enabled and any(parent.requires_grad for parent in parents):
             out.requires_grad = True
@@ -156,7 +171,7 @@ class Tensor:
                 )
             gradient = pending.pop(node)
             owned.discard(node)
-            for parent, dparent in zip(node.parents, node.backward(gradient)):
+            for parent, dparent in zip(node.parents, _checked(node, node.backward(gradient))):
                 if dparent is None or not parent.requires_grad:
                     continue
                 if dparent.shape != parent.shape:
@@ -254,10 +269,44 @@ class Tensor:
             raise TypeError("len() of a scalar tensor")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise TypeError(f"the truth of a tensor of shape {self.shape} is ambiguous; only one element has one")
+        return bool(self.data)
+
     def __float__(self) -> float:
         return float(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The numbers for NumPy, Pillow and matplotlib; copied from the GPU. No gradient flows through them."""
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         grad = ", requires_grad=True" if self.requires_grad else ""
         made_by = f", made by {self.node.name}" if self.node else ""
         return f"Tensor({self.data}, shape={self.shape}, dtype={self.dtype}, device={self.device!r}{grad}{made_by})"
+
+
+def _checked(node: Node, gradients: Any) -> Sequence[Array | None]:
+    """What the `backward` of `node` returned: one array or None per input. Raises `RuntimeError` for anything else."""
+    found = None
+    if not isinstance(gradients, (tuple, list)):
+        kind = "None" if gradients is None else f"a single {type(gradients).__name__}"
+        found = f"{kind}, expected a tuple, one gradient per input: (dx,)"
+    elif len(gradients) != len(node.parents):
+        found = f"{len(gradients)} gradients for {len(node.parents)} inputs"
+    else:
+        for gradient in gradients:
+            if gradient is not None and (isinstance(gradient, Tensor) or not hasattr(gradient, "dtype")):
+                found = f"a gradient of type {type(gradient).__name__}, expected an array"
+    if found:
+        raise RuntimeError(f"backward of {node.name} returned {found}")
+    return gradients
+
+
+def _operation(qualname: str) -> str:
+    """The name of an operation from that of its `backward`: "conv2d.<locals>.backward" -> "conv2d"."""
+    return qualname.split(".<locals>.")[-2:][0]

@@ -42,7 +42,7 @@ from minires.gradcheck import gradcheck
 from minires.nn import Module, Parameter
 from minires.tensor import Tensor
 
-LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "read-only")
+LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "loose", "read-only")
 MIN_GAP = 1e-3  # a thousand times the eps of gradcheck
 
 # Arrays -----------------------------------------------------------------------------------------------------
@@ -71,7 +71,10 @@ def kink_free_array(
 
 
 def with_layout(array: np.ndarray, layout: str) -> np.ndarray:
-    """A copy of `array` laid out in memory as one of LAYOUTS says; NaN fills the gaps of "strided" floats."""
+    """A copy of `array` laid out in memory as one of LAYOUTS says; NaN fills the gaps of "strided" floats.
+
+    "loose" is contiguous; along axes of length 1 its strides are such as a transposition leaves, not to be trusted.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"with_layout: layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
     if layout == "transposed":
@@ -85,6 +88,9 @@ def with_layout(array: np.ndarray, layout: str) -> np.ndarray:
         backwards = (*(slice(None, None, -1) for _ in array.shape), ...)
         return np.array(array[backwards], order="C")[backwards]
     array = np.array(array, order="C")
+    if layout == "loose":
+        order = sorted(range(array.ndim), key=lambda axis: array.shape[axis] != 1)  # the axes of length 1 come first
+        return np.array(array.transpose(order), order="C").transpose(np.argsort(order))
     array.flags.writeable = layout != "read-only"
     return array
 
@@ -307,6 +313,7 @@ def _functional_form(layer: Module, own: list[Parameter], call: Callable) -> Cal
     """fn(x, *parameters), pure: the layer as it is now, but with these parameters in the place of its `own`."""
     generator = default_generator().bit_generator
     generator_state = generator.state
+    place = {id(parameter): i for i, parameter in enumerate(own)}
 
     def fn(x: Tensor, *parameters: Tensor) -> Tensor | tuple[Tensor, ...]:
         generator.state = generator_state
@@ -315,7 +322,7 @@ def _functional_form(layer: Module, own: list[Parameter], call: Callable) -> Cal
         for module, original in pairs:
             for name, value in vars(original).items():
                 if isinstance(value, Parameter):
-                    setattr(module, name, parameters[own.index(value)])
+                    setattr(module, name, parameters[place[id(value)]])
                 elif name in module.buffer_names and _holds_floats(value):
                     setattr(module, name, value.astype(x.dtype))
         outputs = call(fresh, x)

@@ -38,12 +38,13 @@ def test_the_chapter_on_weights(tmp_path, monkeypatch):
     mr.save_weights(wrapped, "checkpoint.pth")
     Path("checkpoint.pth").rename("checkpoint.th")
     blocks = blocks_of("weights.md")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     namespace: dict = {}
     for block in blocks:
         lines = [line for line in block.splitlines() if 'weights="imagenet"' not in line]
         exec(compile("\n".join(lines), "weights.md", "exec"), namespace)
     assert namespace["state"].keys() == models.resnet20().state_dict().keys()
+    assert "image_size" in mr.weights.read_metadata("shapes.safetensors")["minires"]
     assert mr.load_weights("mine.pth").keys() == mr.load_weights("mine.safetensors").keys()
 
 

@@ -114,6 +114,12 @@ LOSS = ("functional/test_loss.py", "test_cross_entropy", {})
 BRANCH = ("nn/test_layers.py", "test_a_branch_is_the_equation_of_the_paper", {})
 GLOBAL = ("functional/test_pooling.py", "test_global_average", {})
 
+
+def more(test: str, **arguments: Any) -> Guard:
+    return "functional/test_more.py", test, arguments
+
+
+CLIP = more("test_clip", low=-0.4, high=0.6)
 OPERATIONS: dict[str, tuple[int, Guard]] = {  # the name of its node: (inputs, guard)
     "add": (2, arithmetic("test_binary", name="add")),
     "subtract": (2, arithmetic("test_binary", name="subtract")),
@@ -143,8 +149,15 @@ OPERATIONS: dict[str, tuple[int, Guard]] = {  # the name of its node: (inputs, g
     "max_pool2d": (1, pooling("max_pool2d")),
     "avg_pool2d": (1, pooling("avg_pool2d")),
     "global_avg_pool2d": (1, GLOBAL),
+    "abs": (1, more("test_elementwise", name="abs")),
+    "tanh": (1, more("test_elementwise", name="tanh")),
+    "sigmoid": (1, more("test_elementwise", name="sigmoid")),
+    "clip": (1, CLIP),
+    "where": (2, more("test_where")),
+    "interpolate": (1, more("test_interpolate")),
 }
-MADE_OF_OTHERS = {"as_tensor", "flatten", "mean"}  # no backward of their own; see FAULTS
+# No backward of their own; see FAULTS.
+MADE_OF_OTHERS = {"argmax", "flatten", "mean", "mse_loss", "squeeze", "stack", "var"}
 
 WAYS: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
     "times 2": lambda gradient: 2 * gradient,
@@ -346,6 +359,91 @@ FAULTS: dict[str, Fault] = {
         "functional.reduction.max",
         {" / is_max.sum(axis=axes, keepdims=True).astype(dy.dtype)": ""},
         [("functional/test_reduction.py", "test_equal_maxima_share_the_gradient", {})],
+    ),
+    # beside the networks
+    "abs passes the gradient": (
+        "functional.more.abs",
+        {"dy * xp.sign(x.data)": "dy"},
+        [more("test_elementwise", name="abs")],
+    ),
+    "tanh without its square": (
+        "functional.more.tanh",
+        {"(1 - y * y)": "(1 - y)"},
+        [more("test_elementwise", name="tanh")],
+    ),
+    "sigmoid without 1 - s": (
+        "functional.more.sigmoid",
+        {"dy * y * (1 - y)": "dy * y"},
+        [more("test_elementwise", name="sigmoid")],
+    ),
+    "sigmoid that overflows": (
+        "functional.more.sigmoid",
+        {"-xp.abs(x.data)": "-x.data"},
+        [more("test_elementwise", name="sigmoid")],
+    ),
+    "clip lets all gradients through": ("functional.more.clip", {"dy * inside": "dy"}, [CLIP]),
+    "clip forgets its upper limit": ("functional.more.clip", {"x.data <= high": "x.data >= x.data"}, [CLIP]),
+    "clip stops at its limits": (
+        "functional.more.clip",
+        {"x.data >= low": "x.data > low"},
+        [more("test_clip_at_its_limits_as_pytorch_does")],
+    ),
+    "where gives to both": (
+        "functional.more.where",
+        {"xp.where(condition, zero, dy)": "dy"},
+        [more("test_where")],
+    ),
+    "where multiplies by 0": (
+        "functional.more.where",
+        {"xp.where(condition, dy, zero)": "dy * condition"},
+        [more("test_what_is_not_chosen_gets_no_gradient")],
+    ),
+    "squeeze takes all axes": (
+        "functional.more.squeeze",
+        {"for i, n in enumerate(x.shape) if i not in axes": "for n in x.shape if n != 1"},
+        [more("test_squeeze")],
+    ),
+    "stack at the front": (
+        "functional.more.stack",
+        {"for tensor in tensors], axis)": "for tensor in tensors], 0)"},
+        [more("test_stack")],
+    ),
+    "var around 0": (
+        "functional.more.var",
+        {"subtract(x, mean(x, axis, keepdims=True))": "x"},
+        [more("test_var", ddof=0)],
+    ),
+    "var counts one too many": ("functional.more.var", {"(count - ddof)": "(count + 1)"}, [more("test_var", ddof=0)]),
+    "argmin": ("functional.more.argmax", {"x.data.argmax": "x.data.argmin"}, [more("test_argmax")]),
+    "the mean of the difference": (
+        "functional.more.mse_loss",
+        {"multiply(deviation, deviation)": "deviation"},
+        [more("test_mse_loss")],
+    ),
+    "a pixel gets one of its copies' gradients": (
+        "functional.more.interpolate",
+        {".sum(axis=(2, 4))": "[:, :, 0, :, 0]"},
+        [more("test_interpolate")],
+    ),
+    "height taken for width": (
+        "functional.more.interpolate",
+        {"(n, h, sh, w, sw, c)": "(n, h, sw, w, sh, c)", "n, h * sh, w * sw, c": "n, h * sw, w * sh, c"},
+        [more("test_interpolate")],
+    ),
+    "ignored labels count": (
+        "functional.loss.cross_entropy",
+        {"not counted.all()": "False"},
+        [("functional/test_loss.py", "test_weights_and_ignored_labels", {})],
+    ),
+    "weights divided by the batch": (
+        "functional.more.weighted_cross_entropy",
+        {"weight[labels].sum()": "n"},
+        [("functional/test_loss.py", "test_weights_and_ignored_labels", {})],
+    ),
+    "smoothing without weights": (
+        "functional.more.weighted_cross_entropy",
+        {"(log_p * (weight / total))": "(log_p / total)"},
+        [("functional/test_loss.py", "test_weights_and_ignored_labels", {})],
     ),
     # activation and loss
     "forgotten relu mask": ("reference.relu_backward", {"dy * (y > 0)": "dy"}, [activation("test_relu")]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -51,9 +52,13 @@ def test_info_names_versions_kernels_and_threads():
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of minires that a file imports, like "nn.layers"; anywhere in it, for annotations too."""
+    """The modules of minires that a file imports, like "nn.layers"; anywhere in it, but not for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -172,3 +177,19 @@ def test_every_module_and_public_function_has_a_docstring():
             if public and not ast.get_docstring(node):
                 missing.append(f"{path.relative_to(ROOT)}: {node.name}")
     assert missing == []
+
+
+def test_no_message_sends_people_to_a_package_that_is_not_ours():
+    """minires is not on PyPI: whoever registered the name there would get those who type what a message advises."""
+    advice = re.compile(r"pip install[^\n]*['\" ]minires\b")
+    assert [path for path in ROOT.rglob("*.py") if advice.search(path.read_text())] == []
+    assert advice.search("install it: pip install 'minires[cuda]'")
+
+
+def test_an_editable_install_is_a_path_that_editors_follow(tmp_path):
+    """With an import hook, as setuptools makes them, VS Code finds no `minires`."""
+    code = "import sys, minires; print([f for f in sys.meta_path if 'editable' in repr(f)], minires.__file__)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said == f"[] {ROOT / '__init__.py'}\n"
+    found = [Path(folder) / "minires" / "__init__.py" for folder in sys.path]
+    assert ROOT / "__init__.py" in found

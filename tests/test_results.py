@@ -29,7 +29,7 @@ def test_the_page_of_results_is_what_the_files_say():
 def test_a_published_run_is_complete(path):
     run = compare.read_run(path)
     assert run.results["test_accuracy"] == run.accuracy
-    assert run.results["test_images"] == 10_000
+    assert run.results["test_images"] == (2_000 if run.settings["dataset"] == "Shapes-10" else 10_000)
     assert run.results["seed"] == run.settings["seed"]
     assert all(re.match(r"python examples/(\w+/)?\w+\.py( |$)", command) for command in run.settings["commands"])
     assert {"processor", "cores", "threads", "platform"} <= set(run.results["machine"])
@@ -52,6 +52,8 @@ def test_the_command_of_a_published_run_still_means_its_settings(path, tmp_path,
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     monkeypatch.chdir(tmp_path)  # where no run is in the way
     args = make_readme.train_cifar.read_arguments(make_readme.train_cifar.make_parser())
+    images = 10_000 if settings["dataset"] == "Shapes-10" else 50_000
+    args.epochs = args.epochs or make_readme.train_cifar.default_epochs(settings["dataset"], images)
     names = ("depth", "stem", "train_size", "image_size", "epochs", "batch_size", "optimizer", "lr", "schedule",
              "weight_decay", "label_smoothing", "zero_init_last", "augmentation", "seed")  # fmt: skip
     assert {name: getattr(args, name) for name in names} == {name: settings[name] for name in names}

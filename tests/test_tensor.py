@@ -447,3 +447,165 @@ def test_moving_between_devices():
     y.backward(np.array([1.0, 2.0, 3.0]))
     assert isinstance(x.grad, np.ndarray)
     assert x.grad.tolist() == [3, 6, 9]
+
+
+# What people write who come from NumPy or PyTorch: right, or an error; never something else in silence.
+
+
+def operation(inputs: list[Tensor], gradients) -> Tensor:
+    def backward(dy):
+        return gradients(dy)
+
+    return Tensor.from_op(sum(x.data for x in inputs), inputs, backward)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "gradients", "found"),
+    [
+        (2, lambda dy: (dy,), "1 gradients for 2 inputs"),
+        (1, lambda dy: (dy, dy, dy), "3 gradients for 1 inputs"),
+        (1, lambda dy: None, "None, expected a tuple, one gradient per input"),
+        (1, lambda dy: 2 * dy, "a single ndarray, expected a tuple, one gradient per input"),
+        (1, lambda dy: (Tensor(dy),), "a gradient of type Tensor, expected an array"),
+        (2, lambda dy: (dy, 1.0), "a gradient of type float, expected an array"),
+    ],
+)
+def test_what_backward_returns_is_looked_at(inputs, gradients, found):
+    y = operation([Tensor([1.0], requires_grad=True) for _ in range(inputs)], gradients)
+    with pytest.raises(RuntimeError, match=f"^backward of operation returned {found}"):
+        y.backward(np.ones(1))
+
+
+def test_gradients_may_come_as_a_list_with_none_in_it():
+    a, b = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
+    operation([a, b], lambda dy: [dy, None]).backward(np.ones(1))
+    assert a.grad == 1
+    assert b.grad is None
+
+
+@pytest.mark.parametrize(
+    "name", ["relu", "exp", "sqrt", "negative", "flatten", "transpose", "sum", "mean", "max", "tanh", "abs", "softmax"]
+)
+def test_an_array_is_no_input(name):
+    with pytest.raises(TypeError, match=rf"^{name}: input is of type ndarray, expected a Tensor: wrap it, Tensor\(x\)"):
+        getattr(F, name)(np.ones((2, 3), np.float32))
+
+
+@pytest.mark.parametrize("value", [None, "1.5", {}])
+def test_what_is_no_number_is_no_operand(value):
+    """NumPy would take None for NaN, and a text for the number in it."""
+    for operator in (F.add, F.multiply, lambda a, b: a == b, lambda a, b: b - a):
+        with pytest.raises(TypeError, match="expected a Tensor, an array or a number beside a Tensor, got "):
+            operator(Tensor([1.0]), value)
+
+
+def test_a_tensor_is_an_array_to_numpy(any_array):
+    x = Tensor(any_array, requires_grad=True)
+    array = np.asarray(x)
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, [[0, 1, 2], [3, 4, 5]])
+    assert np.asarray(x, np.float64).dtype == np.float64
+    assert not np.shares_memory(np.array(x), array)
+    assert [row.shape for row in x] == [(3,), (3,)]
+
+
+@pytest.fixture(params=["numpy", "simulated"])
+def any_array(request):
+    """float32 [[0, 1, 2], [3, 4, 5]], on the CPU and on the (simulated) GPU."""
+    if request.param == "simulated":
+        request.getfixturevalue("gpu")
+        import cupy
+
+        return cupy.arange(6, dtype="float32").reshape(2, 3)
+    return np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_an_image_can_be_shown():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = plt.subplots()
+    shown = axes.imshow(Tensor(np.full((4, 5, 3), 0.5, np.float32)))
+    assert shown.get_array().shape == (4, 5, 3)
+    plt.close(figure)
+
+
+def test_comparisons_are_element_by_element(xp):
+    x, other = Tensor(xp.asarray([1.0, 2.0, 3.0]), requires_grad=True), xp.asarray([1.0, 0.0, 5.0])
+    for found, expected in [
+        (x == other, [True, False, False]), (x != other, [False, True, True]), (x == 2, [False, True, False]),
+        (x < other, [False, False, True]), (x <= other, [True, False, True]), (x > Tensor(other), [False, True, False]),
+        (x >= 2.5, [False, False, True]), (other == x, [True, False, False]), (x > 1, [False, True, True]),
+    ]:  # fmt: skip
+        assert isinstance(found, Tensor)
+        assert found.dtype == bool
+        assert not found.requires_grad
+        assert found.data.tolist() == expected
+    assert (x == other).sum().item() == 1
+    assert (x == other).mean().item() == pytest.approx(1 / 3)
+    assert (Tensor(np.array([44, 7], np.uint8)) == 300).data.tolist() == [False, False]  # 300 is not 44
+    with pytest.raises(ValueError, match="broadcast"):
+        x == Tensor(xp.zeros(2))  # noqa: B015
+
+
+def test_tensors_are_keys_by_identity():
+    x, y = Tensor([1.0]), Tensor([1.0])
+    assert len({x, y, x}) == 2
+    assert {x: 1}[x] == 1
+    assert x in [y, x]
+
+
+def test_the_truth_of_a_tensor():
+    assert not Tensor(0.0)
+    assert not Tensor([[0.0]])
+    assert Tensor([2.0])
+    for shape in ((2,), (0,)):
+        with pytest.raises(TypeError, match=rf"the truth of a tensor of shape \({shape[0]},\) is ambiguous"):
+            bool(Tensor(np.zeros(shape)))
+    with pytest.raises(TypeError, match="scalar tensor"):
+        list(Tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "change"),
+    [("-=", "w -= 0.5"), ("+=", "w += 0.5"), ("*=", "w *= 0.5"), ("/=", "w /= 0.5")],
+)
+def test_a_weight_is_not_replaced_by_an_assignment(symbol, change):
+    names = {"w": Tensor([4.0, 8.0], requires_grad=True)}
+    weight, array = names["w"], names["w"].data
+    with pytest.raises(RuntimeError, match=rf"w \{symbol} ...: .* write w.data \{symbol} ..., or .*no_grad"):
+        exec(change, names)
+    expected = eval(change.replace("w ", "array ").replace("=", ""), {"array": array.copy()})
+    with mr.no_grad():
+        exec(change, names)
+    assert names["w"] is weight
+    assert weight.data is array
+    np.testing.assert_array_equal(array, expected)
+    assert weight.requires_grad
+
+
+def test_the_first_loop_of_every_tutorial():
+    w = Tensor([3.0], requires_grad=True)
+    for _ in range(50):
+        ((w - 1) ** 2).sum().backward()
+        with mr.no_grad():
+            w -= 0.1 * w.grad
+        w.zero_grad()
+    assert w.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_what_is_no_weight_may_be_assigned_to():
+    """A loss that is added up, with its gradient."""
+    w = Tensor([3.0], requires_grad=True)
+    loss = Tensor(0.0)
+    for factor in (1.0, 2.0):
+        loss += (w * factor).sum()
+    loss.backward()
+    assert w.grad == 3
+
+
+def test_every_operator_is_declared_where_editors_look():
+    """tensor.py names Operators as the base for type checkers; all of it is on Tensor."""
+    from minires.functional.operators import Operators
+
+    public = [name for name in vars(Operators) if callable(vars(Operators)[name]) or name == "T"]
+    assert {"__add__", "__rsub__", "__eq__", "__isub__", "sum", "reshape", "T"} <= set(public)
+    assert all(vars(Tensor)[name] is vars(Operators)[name] for name in public)

@@ -37,9 +37,10 @@ HEAD = """\
 Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
 its command beside it. Where a default has changed since, the value that was used stands at the end of the command;
 where a program has moved since, the command names its present place.
-An accuracy is that of the last epoch, never the best of several, and on all 10,000 test images unless another number is
-given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 75, and read back. The commands download
-the original files where there is no data yet; on those the numbers will be others, probably higher: JPEG loses detail.
+An accuracy is that of the last epoch, never the best of several, and on all 10,000 test images (2,000 of Shapes-10)
+unless another number is given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 75, and read
+back. The commands download the original files where there is no data yet; on those the numbers will be others, probably
+higher: JPEG loses detail. "Shapes-10" is drawn, and easy: its numbers say that a first run learns, and no more.
 Times are of training alone, on a machine shared with other work, often with a second run beside; N threads mean
 `MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed it in its config.json; its machine and
 threads are those it ended on. "zero-init" is `--zero-init-last`; "no crops" is `--augmentation flip`: images are then

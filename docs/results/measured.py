@@ -54,22 +54,31 @@ def cores(of: compare.Run) -> str:
     return f"{WORDS[threads]} core{'s' * (threads > 1)}"
 
 
+def minutes(of: compare.Run) -> str:
+    """Such as "20 minutes on one core"."""
+    count = round(of.results["minutes"])
+    return f"{count} minute{'s' * (count != 1)} on {cores(of)}"
+
+
 def readme() -> dict[str, str]:
     """Of README.md."""
     short, long, wide = (run(f"trained/resnet101-{name}") for name in ("one-epoch", "imagenet-stem-18", "cifar-stem"))
     macs = [mr.summary(models.build(101, 10, stem), (32, 32, 3)).macs for stem in ("cifar", "imagenet")]
     an_epoch = [statistics.median(record["seconds"] for record in r.records) for r in (wide, long)]
     files = reading.thread()
+    drawn = {depth: run(f"trained/shapes-resnet{depth}") for depth in (20, 101)}
     return {
+        **{f"shapes-resnet{d}": f"{compare.percent([r.accuracy])} ({r.settings['dataset']})" for d, r in drawn.items()},
+        **{f"shapes-resnet{depth}-time": minutes(r) for depth, r in drawn.items()},
         "resnet101-one-epoch": compare.percent([short.accuracy]),
-        "resnet101-one-epoch-time": f"{short.results['minutes']:.0f} minutes on {cores(short)}",
+        "resnet101-one-epoch-time": minutes(short),
         "resnet101-long": compare.percent([long.accuracy]),
         "resnet101-long-epochs": f"{long.settings['epochs']}",
         "resnet101-long-time": f"{long.results['minutes'] / 60:.1f} hours on {cores(long)}",
         "resnet101-work": f"{macs[0] / macs[1]:.0f}",
         "resnet101-cost": f"{an_epoch[0] / an_epoch[1]:.0f}",
         "resnet101-cifar-stem": compare.percent([wide.accuracy]),
-        "resnet101-cifar-stem-time": f"{wide.results['minutes']:.0f} minutes on {cores(wide)}",
+        "resnet101-cifar-stem-time": minutes(wide),
         "reading-order": f"{len(files)} files and about {round(reading.total(files), -2):,} lines",
         "minimal": re.findall(r"accuracy ([\d.]+ % .*)", (HERE / "minimal" / "output.txt").read_text())[-1],
         "minimal-epochs": f"{(HERE / 'minimal' / 'output.txt').read_text().count('epoch')}",

@@ -106,8 +106,8 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
     """Train one of the four networks to the end, in the folder `path`, or continue it. Raises `Interrupted`."""
     kind, depth = network.split("-")
     mr.manual_seed(args.seed)
-    model = models.build(int(depth), dataset.num_classes, shortcut=kind == "resnet").to(args.device)
-    twin = models.build(int(depth), dataset.num_classes, shortcut=kind == "resnet").to(args.device)
+    model = models.build(int(depth), dataset.num_classes, "cifar", shortcut=kind == "resnet").to(args.device)
+    twin = models.build(int(depth), dataset.num_classes, "cifar", shortcut=kind == "resnet").to(args.device)
     optimizer = optim.SGD(model.parameters(), RECIPE["lr"], momentum=0.9, weight_decay=RECIPE["weight_decay"])
 
     options = {"mean": dataset.mean, "std": dataset.std, "device": args.device}

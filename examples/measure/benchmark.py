@@ -208,7 +208,7 @@ def minires_step(depth, stem, images, labels, work) -> tuple[Callable[[], None],
     import minires.functional as F
 
     x = mr.Tensor(images)
-    model = mr.models.build(depth, stem=stem)
+    model = mr.models.build(depth, 10, stem)
     if work == "inference":
         model = mr.fold(model)
 
@@ -270,7 +270,7 @@ def floor(case: tuple, work: str) -> float:
             layers[shape, positions, module.weight.shape, module.geometry] += 1
 
     with mr.no_grad(), nn.observe(note):
-        mr.models.build(depth, stem=stem).eval()(mr.Tensor(np.zeros((1, size, size, 3), np.float32)))
+        mr.models.build(depth, 10, stem).eval()(mr.Tensor(np.zeros((1, size, size, 3), np.float32)))
 
     def forward(groups: int, rows: int, k: int, outputs: int) -> float:
         weight = matmul.panels(np.ones((k, outputs), np.float32), matmul.panel_width(k, outputs))
@@ -326,7 +326,9 @@ def scaling() -> dict[str, Any]:
     records: dict[str, Any] = {"depth": [], "batch": []}
     for depths, batch_size in (((20, 32, 44, 56, 110), 128), ((18, 34, 50, 101, 152), 16)):
         for depth in depths:
-            flops = 6 * mr.summary(mr.models.build(depth), (32, 32, 3)).macs * batch_size  # forward and twice backward
+            flops = (
+                6 * mr.summary(mr.models.build(depth, 10, "cifar"), (32, 32, 3)).macs * batch_size
+            )  # forward and twice backward
             took = milliseconds(depth, batch_size)
             records["depth"].append({"depth": depth, "batch_size": batch_size, "milliseconds": took, "flops": flops})
     print(depth_table(records), end="\n\n", flush=True)

@@ -420,7 +420,7 @@ def activations(seconds: float) -> Rows:
     depth, stem, size, batch_size = benchmark.CASES["resnet101"]
     x, labels = mr.Tensor(normal(batch_size, size, size, 3)), np.arange(batch_size) % 10
     for way in ("layer by layer", "branch by branch"):
-        model = mr.models.build(depth, stem=stem)
+        model = mr.models.build(depth, 10, stem)
         # While somebody observes the layers, they are computed one after the other: see nn/branch.py.
         observed = nn.observe(lambda *_: None) if way == "layer by layer" else contextlib.nullcontext()
         with observed:

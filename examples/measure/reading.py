@@ -41,7 +41,7 @@ def main() -> None:
 
     files = thread()
     before = files[: files.index(PACKAGE / "tensor.py")]
-    start = lines(PACKAGE / "tensor.py").index("class Tensor:")
+    start = lines(PACKAGE / "tensor.py").index("class Tensor(Operators):")
     page = ROOT / "examples" / "train_minimal.py"
     print("\nTo be read:\n")
     print(
@@ -96,7 +96,7 @@ def training_step(depth: int, kernels: str) -> Callable[[], None]:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (8, 32, 32, 3), np.uint8), rng.integers(0, 10, 8)
     batches = data.Loader(images, labels, 4, mean=(0.5,) * 3, std=(0.25,) * 3, train=True)
-    model = models.build(depth)
+    model = models.build(depth, 10, "cifar")
     optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def step() -> None:

@@ -142,7 +142,7 @@ def markdown(gpu: Gpu = H200) -> str:
     head += ["fp32", "tf32", "tf32, no columns", "bf16, no columns"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for depth, batch in CASES:
-        model = models.build(depth, 10)
+        model = models.build(depth, 10, "cifar")
         with_columns = {p: step_cost(model, 32, batch, p, gpu, columns=True) for p in ("fp32", "tf32")}
         without = {p: step_cost(model, 32, batch, p, gpu, columns=False) for p in ("tf32", "bf16")}
         c = with_columns["fp32"]

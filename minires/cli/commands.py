@@ -3,7 +3,7 @@
     minires predict --weights runs/resnet20 photo.jpg folder/     what is on these images?
     minires predict --weights imagenet --depth 101 photo.jpg --format json
     minires report runs/sgd runs/adam                             runs side by side: a table, and curves in one figure
-    minires summary --depth 101                                   a network, layer by layer
+    minires summary --depth 101                                   a network, layer by layer; --stages: by stages
     minires info                                                  versions, device, kernels, threads
 
 Exit status: 0 done; 1 done, some files were no images; 2 unusable arguments or weights; 130 interrupted.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import minires as mr
 from minires import models
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = make_parser()
     args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 0
     try:
         return {"predict": predict, "report": report, "summary": summary, "info": info}[args.command](parser, args)
     except KeyboardInterrupt:
@@ -57,12 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> cli.Parser:
     """The arguments of all commands."""
     parser = cli.Parser("minires", description="Pretrained and self-trained ResNets from the command line.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"minires {mr.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     add = commands.add_parser("predict", help="classify images", description="Classify images.").add_argument
     add("images", nargs="+", metavar="IMAGE", help="files of any kind that Pillow reads, or folders of them")
     add("--weights", required=True, help="the folder of a run, a file of weights, or 'imagenet'")
-    add("--depth", type=int, choices=tuple(resnet.CONFIGURATIONS), default=50, help="for --weights imagenet")
+    add(
+        "--depth",
+        type=int,
+        choices=tuple(resnet.CONFIGURATIONS),
+        default=101,
+        help="for --weights imagenet (default: 101)",
+    )
     add("--top", type=cli.positive_int, default=5, metavar="K", help="show the K most probable classes")
     add("--format", choices=("text", "csv", "json"), default="text")
     add("--output", metavar="FILE", help="write to FILE, not to the terminal")
@@ -77,10 +87,12 @@ def make_parser() -> cli.Parser:
     add("--format", choices=("text", "markdown"), default="text", help="format of the table")
 
     add = commands.add_parser("summary", help="a network, layer by layer").add_argument
-    add("--depth", type=int, choices=models.DEPTHS, default=101)
+    add("--depth", type=int, choices=models.DEPTHS, default=101, help="layers (default: 101)")
     add("--stem", choices=resnet.STEMS, help="first layers (default: imagenet for depths 18 to 152)")
     add("--num-classes", type=cli.positive_int, help="(default: 1000, or 10 for the small networks)")
     add("--image-size", type=cli.image_size, help="(default: 224, or 32 for the small networks and stem cifar)")
+
+    add("--stages", action="store_true", help="the architecture table: a line for each stage, not for each layer")
 
     commands.add_parser("info", help="versions, device, kernels, threads")
     return parser
@@ -108,7 +120,7 @@ def predict(parser: cli.Parser, args: Namespace) -> int:
         _note(f"skipped: {error}")
 
     def results() -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        # disable=None: no bar when the output is not a terminal.
+        # disable=None: no bar when the output is neither a terminal nor a notebook.
         with tqdm(total=len(files), unit="image", leave=False, disable=None) as bar:
             for paths, pixels in batches(files, classifier.preparation, args.batch_size, skip):
                 for path, probabilities in zip(paths, classifier.probabilities(pixels)):
@@ -197,11 +209,9 @@ def _what(run: compare.Run) -> str:
 
 def summary(parser: cli.Parser, args: Namespace) -> int:
     """`minires summary`."""
-    small = args.depth not in resnet.CONFIGURATIONS
-    stem = args.stem or (None if small else "imagenet")
-    model = models.build(args.depth, args.num_classes or (10 if small else 1000), stem)
-    size = args.image_size or (32 if small or stem == "cifar" else 224)
-    print(mr.summary(model, (size, size, 3)))
+    model = models.build(args.depth, args.num_classes, args.stem)
+    size = (args.image_size, args.image_size, 3) if args.image_size else model.input_shape
+    print(models.stages(model, size) if args.stages else mr.summary(model, size))
     return 0
 
 

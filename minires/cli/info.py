@@ -38,7 +38,10 @@ def info() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cuda": "available" if cuda.is_available() else cuda.why_not(),
         "gpu": _gpu() if cuda.is_available() else None,
-        "kernels": {"cpu": kernels.in_use("cpu"), "cuda": kernels.in_use("cuda")},
+        "kernels": {
+            "cpu": kernels.in_use("cpu"),
+            "cuda": kernels.in_use("cuda") if cuda.is_available() else "not usable",
+        },
         "blas": [f"{pool['internal_api']} {pool['version']}" for pool in blas],
         "threads": threads,
     }

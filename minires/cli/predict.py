@@ -112,7 +112,7 @@ class Classifier:
 
 def open_classifier(
     weights: str | Path,
-    depth: int = 50,
+    depth: int = 101,
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
     device: str = "cpu",
@@ -155,6 +155,8 @@ def open_classifier(
     if len(names) != count:
         raise WeightsError(f"{path}: has {count} classes, {len(names)} names are given")
     size = image_size or notes.get("image_size") or (32 if small else IMAGENET_SIZE)
+    if not image_size and "image_size" not in notes and str(weights) != "imagenet":
+        log(f"{path}: says nothing of the size of its images, taken for {size}x{size}")
     # ImageNet's networks are tested on the middle of an image; ours on the whole image.
     resize = IMAGENET_RESIZE * size // IMAGENET_SIZE if count == 1000 and not small else size
     return Classifier(fold(model).to(device), Preparation(resize, size, tuple(mean), tuple(std)), names)

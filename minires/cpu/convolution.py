@@ -28,7 +28,7 @@ import numpy as np
 from minires import reference
 from minires.cpu import plan, winograd
 from minires.cpu.matmul import matmul, matmul_transposed, panel_width, panels
-from minires.cpu.workers import framed, parallel, scratch, split
+from minires.cpu.workers import contiguous_strides, framed, parallel, scratch, split
 from minires.reference import Geometry, Two, output_size
 
 
@@ -401,7 +401,7 @@ def columns(source: Source, a: int, b: int, shape: tuple, geometry: Geometry) ->
     else:
         padded, inside = framed((m, *shape[1:]), padding)
         source.load_into(inside, a, b)
-    image, row, column, number = padded.strides
+    image, row, column, number = contiguous_strides(padded.shape)
     laid_out = scratch("columns", (m, ho, wo, kh, kw, c))
     # A row of the window is one run of memory, copied as kw*C numbers at a time. np.ndarray makes the view of all
     # windows ten times as fast as as_strided (docs/fast-cpu.md).

@@ -27,7 +27,7 @@ import numpy as np
 
 from minires.cpu.matmul import block_rows, panel_width, panels
 from minires.cpu.plan import PATCH, TILE, even_parts, tile_grid
-from minires.cpu.workers import framed, parallel, scratch
+from minires.cpu.workers import contiguous_strides, framed, parallel, scratch
 
 # fmt: off
 BT = np.array([[4,  0, -5,  0, 1, 0],
@@ -77,7 +77,7 @@ def transform_patches(padded: np.ndarray, out: np.ndarray | None = None) -> np.n
     """(m, 4*down+2, 4*across+2, C) -> (36, tiles, C): the 6x6 patches around every 4x4 tile, transformed."""
     m, c = padded.shape[0], padded.shape[3]
     down, across = ((size - PATCH) // TILE + 1 for size in padded.shape[1:3])
-    image, row, column, channel = padded.strides
+    image, row, column, channel = contiguous_strides(padded.shape)
     shape = (PATCH, PATCH, m, down, across, c)
     patches = np.ndarray(shape, np.float32, padded, 0, (row, column, image, TILE * row, TILE * column, channel))
     laid_out = scratch("winograd patches", shape)

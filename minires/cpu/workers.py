@@ -252,6 +252,17 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.nd
     return buffer[:size].reshape(shape)
 
 
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in bytes, of a contiguous float32 array.
+
+    `array.strides` may differ along an axis of length 1, where a contiguous view keeps any stride.
+    """
+    strides = [4]
+    for n in reversed(shape[1:]):
+        strides.append(strides[-1] * n)
+    return tuple(reversed(strides))
+
+
 def framed(
     shape: tuple[int, int, int, int], padding: tuple[int, int], size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class NotAvailable(DataError):
     """Data that is neither on disk nor available from the network (damaged data raises `DataError` itself)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images and labels for training and for testing.
 
@@ -63,6 +64,10 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train_images):,} training and {len(self.test_images):,} test images"
+        return f"Dataset({self.name!r}: {sizes} {self.train_images.shape[1:]}, {self.num_classes} classes)"
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any training image, any training label, or their order."""
         digest = hashlib.sha256()
@@ -70,6 +75,14 @@ class Dataset:
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
+
+    def notes(self, image_size: int | None = None) -> dict[str, Any]:
+        """What `minires predict` has to know of the training images, to go with the weights: `mr.save_weights(model,
+        path, notes=dataset.notes())`. The name, the classes, mean, std, and the size, or `image_size` if resized."""
+        height, width = self.train_images.shape[1:3]
+        size = image_size or (height if height == width else None)
+        notes = {"dataset": self.name, "classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
+        return notes | ({"image_size": size} if size else {})
 
     def subset(self, train_size: int, seed: int = 0) -> Dataset:
         """The same data set with `train_size` training images, the classes as balanced as possible.

@@ -1,7 +1,7 @@
 """Batches: from uint8 images to normalised float32 arrays on the device, shuffled and augmented.
 
-Nothing here has a state: batch 17 of epoch 3 is a pure function of (seed, epoch, index). An interrupted run asks for
-its remaining batches and gets exactly the batches of a run without interruption.
+Batch 17 of epoch 3 is a pure function of (seed, epoch, index): `loader.epoch(3)`. An interrupted run asks for its
+remaining batches and gets exactly the batches of a run without interruption. Only `for x, y in loader` counts epochs.
 
 Reading order: after augment.py. Next: train/evaluate.py.
 """
@@ -73,6 +73,7 @@ class Loader:
         if image_size and images.shape[3] != 3:
             raise ValueError(f"image_size: {image_size}, but only images of 3 channels can be resized: {images.shape}")
         self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
+        self.started = 0  # epochs, by `for x, y in loader`
         self.augment = train if augment is None else augment
         self.padding = padding if self.augment else 0
         self.image_size = None if images.shape[1:3] == (image_size, image_size) else image_size
@@ -85,6 +86,15 @@ class Loader:
         """Batches in an epoch."""
         n = len(self.images)
         return max(1, n // self.batch_size) if self.train else -(-n // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        """The batches of the next epoch: 0 in the first `for`, 1 in the second. `epoch(n)` needs no count."""
+        self.started += 1
+        return self.epoch(self.started - 1)
+
+    def __repr__(self) -> str:
+        batches = f"{len(self)} batches of {self.batch_size} of {len(self.images):,} images {self.images.shape[1:]}"
+        return f"Loader({batches}, train={self.train}, augment={self.augment}, device={self.device!r})"
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """The batches of an epoch (0, 1, 2, ...), from batch `start` on: none if `start` is `len(self)`."""

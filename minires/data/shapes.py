@@ -1,9 +1,9 @@
 """Shapes-10: ten classes of 32x32 colour images, drawn here, without a download.
 
-One shape per image: any place, any colour, 16 to 26 pixels across, rotated by up to 40 degrees, stretched, striped, on
-a striped background with clutter, and noise over everything. The colour of a pixel says nothing about the class: a
-linear classifier on the pixels stays near chance (12 % measured). ResNet-20 learns the outlines in three to five passes
-(92 to 99 %). Shapes-10 stands in for CIFAR-10 without a network; its accuracies mean nothing elsewhere.
+One bright shape per image, of any colour, on a dark ground: any place, 18 to 26 pixels across, rotated by up to 20
+degrees, stretched, striped, with clutter, and noise over everything. Shapes-10 stands in for CIFAR-10 where there is no
+network, for a first run that learns in one pass over the images. A linear classifier on the pixels learns less than
+half of them (44 %). Accuracies on Shapes-10 mean nothing elsewhere.
 
 Reading order: when there is no CIFAR-10.
 """
@@ -24,7 +24,7 @@ from minires.data.dataset import Dataset
 
 SIZE = 32
 SCALE = 4  # outlines are drawn on a canvas 4 times as wide and averaged down: soft edges
-VERSION = 1  # of the drawing: raise it when the pictures change, to invalidate old caches
+VERSION = 2  # of the drawing: raise it when the pictures change, to invalidate old caches
 
 
 def _arc(start: float, stop: float, radius: float = 1.0, centre: float = 0.0) -> np.ndarray:
@@ -157,8 +157,7 @@ def draw(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def _place(outline: np.ndarray, centre: np.ndarray, radius: float, rng: np.random.Generator) -> list[tuple]:
     """`outline` (P, 2) stretched, rotated and moved to the canvas: P corners for Pillow."""
-    # +-0.7 rad is 40 degrees. With rotation by any angle the same network learns far slower (53 % after five passes).
-    angle, stretch = rng.uniform(-0.7, 0.7), rng.uniform(0.8, 1.25)
+    angle, stretch = rng.uniform(-0.35, 0.35), rng.uniform(0.8, 1.25)  # 0.35 rad is 20 degrees
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     corners = (outline * [radius * np.sqrt(stretch), radius / np.sqrt(stretch)]) @ turn + centre
     return list(map(tuple, (corners * SCALE).tolist()))
@@ -167,19 +166,19 @@ def _place(outline: np.ndarray, centre: np.ndarray, radius: float, rng: np.rando
 def _shape_mask(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """uint8 (32, 32): 255 inside the shape, 0 outside, values between at the edge."""
     canvas = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
-    radius = rng.uniform(8, 13)  # pixels of the finished image
+    radius = rng.uniform(9, 13)  # pixels of the finished image
     centre = rng.uniform(0.85 * radius, SIZE - 0.85 * radius, 2)  # at most a corner is cut off
     ImageDraw.Draw(canvas).polygon(_place(outline, centre, radius, rng), fill=255)
     return np.asarray(canvas.reduce(SCALE))
 
 
 def _clutter_mask(rng: np.random.Generator) -> np.ndarray:
-    """uint8 (32, 32): a few lines and small pieces of arbitrary shapes, without a class."""
+    """uint8 (32, 32): at most a line and a small piece of an arbitrary shape, without a class."""
     canvas = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
     pen = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(0, 2)):
         pen.line(rng.uniform(0, SIZE * SCALE, 4).tolist(), fill=255, width=int(rng.integers(3, 9)))
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(0, 2)):
         outline = OUTLINES[CLASSES[rng.integers(len(CLASSES))]]
         pen.polygon(_place(outline, rng.uniform(0, SIZE, 2), rng.uniform(1.5, 3), rng), fill=255)
     return np.asarray(canvas.reduce(SCALE))
@@ -188,15 +187,13 @@ def _clutter_mask(rng: np.random.Generator) -> np.ndarray:
 def _paint(shape: np.ndarray, clutter: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colours for masks (n, 32, 32) in 0..1: clutter over background, the shape over both, noise over all."""
     n = len(shape)
-    colours = rng.uniform(20, 235, (n, 8, 3)).astype(np.float32)
-    background = colours[:, 0]
-    # The shape's colour is the first of seven that differs visibly from the background's.
-    far = np.linalg.norm(colours[:, 1:] - background[:, None], axis=2) > 120  # (n, 7)
-    foreground = colours[np.arange(n), 1 + far.argmax(axis=1)]
-    picture = background[:, None, None] + _stripes(n, 25, rng)  # (n, 1, 1, 3) + (n, 32, 32, 3)
+    # A shape brighter than its ground is what makes the set easy: ResNet-101 reaches 23 % in one pass otherwise.
+    background = rng.uniform(20, 100, (n, 1, 1, 3)).astype(np.float32)
+    foreground = rng.uniform(120, 235, (n, 1, 1, 3)).astype(np.float32)
+    picture = background + _stripes(n, 15, rng)  # (n, 1, 1, 3) + (n, 32, 32, 3)
     other = rng.uniform(20, 235, (n, 1, 1, 3)).astype(np.float32)
     picture += clutter[..., None] * (other - picture)
-    picture += shape[..., None] * (foreground[:, None, None] + _stripes(n, 25, rng) - picture)
+    picture += shape[..., None] * (foreground + _stripes(n, 15, rng) - picture)
     picture += rng.normal(0, 6, picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 

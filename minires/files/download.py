@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -87,7 +87,7 @@ def download(
             part.unlink()
             have = 0
         log(f"downloading {url} to {path} ({size / 1e6:.0f} MB{f', {have / 1e6:.0f} MB are there' if have else ''})")
-        # disable=None: no bar when the output is not a terminal.
+        # disable=None: no bar when the output is neither a terminal nor a notebook.
         with tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
             furthest = have
             while have < size:

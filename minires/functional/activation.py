@@ -9,12 +9,13 @@ import numpy as np
 
 from minires import device, kernels
 from minires.device import Array, module_of
-from minires.functional.arithmetic import check_floating
+from minires.functional.arithmetic import check_floating, check_tensor
 from minires.tensor import Tensor
 
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0). The gradient at exactly 0 is 0, as in PyTorch."""
+    check_tensor("relu", x)
     backend = kernels.of(x.data)
     y = backend.relu(x.data)
 

@@ -9,25 +9,34 @@ Reading order: after tensor.py, as the smallest operations. Next: shape.py.
 
 from __future__ import annotations
 
+from numbers import Number
+
 from minires.device import Array, module_of
 from minires.tensor import Tensor
 
 
 def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
     """`value` as a Tensor. A number takes the dtype and device of `like`: 2 * x stays float32, 2 * bytes bytes. The
-    exceptions are a fraction times integers, and any number times booleans."""
+    exceptions are a fraction times integers, and any number times booleans. Raises `TypeError` for None and texts."""
     if isinstance(value, Tensor):
         return value
+    if not (hasattr(value, "dtype") or isinstance(value, (Number, list, tuple))):
+        raise TypeError(f"expected a Tensor, an array or a number beside a Tensor, got {value!r:.50}")
     if getattr(value, "ndim", None) is None or value.ndim == 0:
         fits = like.dtype.kind not in "iub" or (isinstance(value, int) and like.dtype.kind != "b")
         return Tensor(module_of(like.data).asarray(value, dtype=like.dtype if fits else None))
     return Tensor(value)
 
 
-def check_floating(operation: str, x: Tensor) -> None:
-    """Raises `TypeError` for anything but a floating-point Tensor: sums of products overflow in bytes."""
+def check_tensor(operation: str, x: Tensor) -> None:
+    """Raises `TypeError` for anything but a Tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{operation}: input is of type {type(x).__name__}, expected a Tensor: wrap it, Tensor(x)")
+
+
+def check_floating(operation: str, x: Tensor) -> None:
+    """Raises `TypeError` for anything but a floating-point Tensor: sums of products overflow in bytes."""
+    check_tensor(operation, x)
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         raise TypeError(
             f"{operation}: input has dtype {x.dtype}, expected floating-point (images: .astype(np.float32) / 255)"
@@ -89,6 +98,7 @@ def divide(a: Tensor, b: Tensor | Array | float) -> Tensor:
 
 def negative(a: Tensor) -> Tensor:
     """-a."""
+    check_tensor("negative", a)
 
     def backward(dy: Array) -> tuple[Array]:
         return (-dy,)
@@ -98,6 +108,7 @@ def negative(a: Tensor) -> Tensor:
 
 def power(a: Tensor, exponent: float) -> Tensor:
     """a ** exponent, for a constant exponent. The gradient is exponent * a ** (exponent - 1)."""
+    check_tensor("power", a)
     if getattr(exponent, "ndim", 0) != 0 or isinstance(exponent, Tensor):
         raise TypeError("power: the exponent must be a number; write exp(log(a) * b) for a tensor exponent")
     exponent = exponent.item() if hasattr(exponent, "item") else exponent  # np.float64(2) would make float64 of float32

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from minires.device import Array, module_of
-from minires.functional.arithmetic import multiply
+from minires.functional.arithmetic import check_tensor, multiply
 from minires.functional.shape import count_axes
 from minires.tensor import Tensor
 
@@ -26,6 +26,7 @@ def _with_reduced_axes(y: Array, x: Tensor, axes: tuple[int, ...]) -> Array:
 
 def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all axes when None). Every summand receives the whole gradient."""
+    check_tensor("sum", x)
     axes = _reduced_axes(x, axis)
 
     def backward(dy: Array) -> tuple[Array]:
@@ -36,6 +37,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (all axes when None). Raises `ValueError` for a mean of nothing."""
+    check_tensor("mean", x)
     count = 1
     for a in _reduced_axes(x, axis):
         count *= x.shape[a]
@@ -46,6 +48,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The maximum over `axis` (all axes when None). Equal maxima share the gradient evenly, as in PyTorch's amax."""
+    check_tensor("max", x)
     axes = _reduced_axes(x, axis)
     y = x.data.max(axis=axes, keepdims=keepdims)
 

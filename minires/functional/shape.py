@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from minires.device import Array, module_of
+from minires.functional.arithmetic import check_tensor
 from minires.tensor import Tensor
 
-BASIC = (int, np.integer, slice, NoneType, EllipsisType)  # indices that select nothing twice
+BASIC = (int, np.integer, slice, NoneType, EllipsisType)  # indices that select nothing twice; nor does a mask
 
 
 def count_axes(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
@@ -30,6 +31,7 @@ def count_axes(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
 
 def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
     """The same numbers in a new shape; one axis may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
+    check_tensor("reshape", x)
     new_shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
 
     def backward(dy: Array) -> tuple[Array]:
@@ -40,11 +42,13 @@ def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
 
 def flatten(x: Tensor) -> Tensor:
     """(N, ...) -> (N, everything else in one axis)."""
+    check_tensor("flatten", x)
     return reshape(x, x.shape[0], math.prod(x.shape[1:]))  # not -1, which is ambiguous for an empty batch
 
 
 def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
     """The axes permuted, `transpose(x, 2, 0, 1)`, or reversed, `transpose(x)`."""
+    check_tensor("transpose", x)
     order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     order = count_axes(x, order) or tuple(reversed(range(x.ndim)))
     if sorted(order) != list(range(x.ndim)):
@@ -62,22 +66,20 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
     An element selected twice receives the sum of both gradients.
     """
-    index = tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)
+    index = index if isinstance(index, tuple) else (index,)
+    index = tuple(part.data if isinstance(part, Tensor) else part for part in index)
 
     def backward(dy: Array) -> tuple[Array]:
         xp = module_of(dy)
         dx = xp.zeros(x.shape, dtype=dy.dtype)
-        if all(isinstance(part, BASIC) for part in (index if isinstance(index, tuple) else (index,))):
+        is_mask = len(index) == 1 and getattr(index[0], "dtype", None) == np.bool_
+        if is_mask or all(isinstance(part, BASIC) for part in index):
             dx[index] = dy
         else:
             xp.add.at(dx, index, dy)  # dx[index] += dy would keep only one of several equal indices
         return (dx,)
 
     return Tensor.from_op(x.data[index], (x,), backward)
-
-
-def _plain(index: Any) -> Any:
-    return index.data if isinstance(index, Tensor) else index
 
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from minires import nn
 from minires.models import resnet, resnet_cifar
-from minires.models.pretrained import translate
+from minires.models.pretrained import Zeros, translate
 from minires.weights import WeightsError, load_weights, read_metadata
 
 
@@ -55,11 +55,12 @@ def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> n
     if len(first) != 4 or len(last) != 2 or not counts:
         raise ValueError(f"not the weights of a ResNet: its names are like {', '.join(list(state)[:3]) or '(none)'}")
     classes = last[0]
+    options = {"in_channels": first[1], "generator": Zeros()}
     if blocks[4] == 0:
         depths = {(n, n, n): 6 * n + 2 for n in range(1, 201)}
         if counts not in depths:
             raise ValueError(f"a ResNet with {counts} blocks, expected three stages of n blocks each")
-        model = resnet_cifar.CifarResNet(depths[counts], classes, shortcut=shortcut, generator=nn.init.Zeros())
+        model = resnet_cifar.CifarResNet(depths[counts], classes, shortcut=shortcut, **options)
     else:
         block = resnet.Bottleneck if "layer1.0.conv3.weight" in state else resnet.BasicBlock
         if (block, counts) not in resnet.CONFIGURATIONS.values():
@@ -67,7 +68,7 @@ def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> n
         stem = "imagenet" if first[2:] == (7, 7) else "cifar"
         # Only residual networks have projections where a stage begins.
         shortcut = "layer2.0.downsample.0.weight" in state
-        model = resnet.ResNet(block, counts, classes, stem, shortcut, generator=nn.init.Zeros())
+        model = resnet.ResNet(block, counts, classes, stem, shortcut, **options)
     model.load_state_dict(state)
     return model
 

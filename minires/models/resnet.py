@@ -33,6 +33,7 @@ Reading order: after nn/branch.py. Next: resnet_cifar.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,7 @@ class ResNet(nn.Module):
     output_stride   of the features; half or a quarter of the usual 32 (8 with stem "cifar") for segmentation: the last
                     stages dilate their 3x3 convolutions instead of striding, and see as much of the image as before.
                     The weights are the same, whatever the stride (Chen et al. 2017, arXiv 1706.05587, section 3.1)
+    in_channels     of the images: 3 for colour, 1 for grey. `input_shape` is their usual (H, W, C)
 
     Convolutions start as He et al. 2015 (arXiv 1502.01852), fan-out mode, as torchvision does.
     """
@@ -169,19 +171,21 @@ class ResNet(nn.Module):
         zero_init_last: bool = False,
         generator: np.random.Generator | None = None,
         output_stride: int | None = None,
+        in_channels: int = 3,
     ):
         super().__init__()
         if stem not in STEMS:
             raise ValueError(f"ResNet: stem is {stem!r}, expected one of {', '.join(map(repr, STEMS))}")
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False, generator=generator)
+            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False, generator=generator)
             self.bn1 = nn.BatchNorm2d(64)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False, generator=generator)
+            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False, generator=generator)
             self.bn1 = nn.BatchNorm2d(64)
             self.maxpool = nn.Identity()
-        stride = 4 if stem == "imagenet" else 1
+        size, stride = (224, 4) if stem == "imagenet" else (32, 1)
+        self.input_shape = (size, size, in_channels)
         limit = output_stride or 8 * stride
         if limit not in (2 * stride, 4 * stride, 8 * stride):
             raise ValueError(
@@ -215,7 +219,7 @@ class ResNet(nn.Module):
         return {"c2": c2, "c3": c3, "c4": c4, "c5": self.layer4(c4)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,H,W,3) -> logits (N,num_classes)."""
+        """(N,H,W,in_channels) -> logits (N,num_classes)."""
         return self.fc(F.global_avg_pool2d(self.features(x)["c5"]))
 
 
@@ -270,10 +274,5 @@ def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | Pa
 
 
 def _resnet(depth: int, num_classes: int, stem: str, weights: str | Path | None, options: dict) -> ResNet:
-    block, counts = CONFIGURATIONS[depth]
-    if weights is not None:
-        options = {"generator": nn.init.Zeros(), **options}
-    model = ResNet(block, counts, num_classes, stem, **options)
-    if weights is not None:
-        pretrained.load_into(model, weights, depth)
-    return model
+    make = partial(ResNet, *CONFIGURATIONS[depth], num_classes, stem)
+    return pretrained.with_weights(make, depth, weights, options)

@@ -24,6 +24,7 @@ Reading order: after resnet.py. Next: optim/optimizer.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ class CifarResNet(nn.Module):
     depth           6n + 2
     shortcut        False makes the plain network of the paper's degradation experiment
     zero_init_last  start every block as the identity, with zero weights in its last batch norm (Goyal et al. 2017)
+    in_channels     of the images: 3 for colour, 1 for grey. `input_shape` is their usual (H, W, C)
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class CifarResNet(nn.Module):
         shortcut: bool = True,
         zero_init_last: bool = False,
         generator: np.random.Generator | None = None,
+        in_channels: int = 3,
     ):
         super().__init__()
         n, rest = divmod(depth - 2, 6)
         if rest or n < 1:
             raise ValueError(f"CifarResNet: depth is {depth}, expected 6n + 2: {', '.join(map(str, DEPTHS))}")
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False, generator=generator)
+        self.input_shape = (32, 32, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False, generator=generator)
         self.bn1 = nn.BatchNorm2d(16)
         channels = 16
         for i, width in enumerate((16, 32, 64)):
@@ -104,7 +108,7 @@ class CifarResNet(nn.Module):
         return {"c2": c2, "c3": c3, "c4": self.layer3(c3)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,H,W,3) -> logits (N,num_classes)."""
+        """(N,H,W,in_channels) -> logits (N,num_classes)."""
         return self.fc(F.global_avg_pool2d(self.features(x)["c4"]))
 
 
@@ -139,9 +143,4 @@ def resnet1202(num_classes: int = 10, weights: str | Path | None = None, **optio
 
 
 def _resnet(depth: int, num_classes: int, weights: str | Path | None, options: dict) -> CifarResNet:
-    if weights is not None:
-        options = {"generator": nn.init.Zeros(), **options}
-    model = CifarResNet(depth, num_classes, **options)
-    if weights is not None:
-        pretrained.load_into(model, weights, depth)
-    return model
+    return pretrained.with_weights(partial(CifarResNet, depth, num_classes), depth, weights, options)

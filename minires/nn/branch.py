@@ -10,6 +10,7 @@ from minires import kernels
 from minires.functional.arithmetic import check_floating
 from minires.nn.fused import fused_branch
 from minires.nn.layers import Layers
+from minires.nn.module import arises_in
 from minires.tensor import Tensor
 
 
@@ -22,8 +23,13 @@ def branch(x: Tensor, layers: Layers, shortcut: Tensor | None = None, relu: bool
 
     A backend may compute the whole as one operation, faster and with the same result (nn/fused.py).
     """
-    for tensor in (x,) if shortcut is None else (x, shortcut):
-        check_floating("nn.branch", tensor)
+    try:
+        check_floating("conv2d", x)
+    except TypeError as error:
+        arises_in(layers[0][0], error)
+        raise
+    if shortcut is not None:
+        check_floating("nn.branch", shortcut)
     if kernels.of(x.data).branch is not None:
         fused = fused_branch(x, layers, shortcut, relu)
         if fused is not None:

@@ -18,7 +18,7 @@ from minires.device import Array
 from minires.functional.convolution import check_conv2d
 from minires.functional.normalization import check_batch_norm
 from minires.nn.layers import BatchNorm2d, Conv2d, FoldedBatchNorm2d, Layers
-from minires.nn.module import Module
+from minires.nn.module import Module, arises_in
 from minires.reference import Geometry, output_size
 from minires.tensor import Tensor, is_grad_enabled
 
@@ -107,9 +107,12 @@ def _train(compute: Branch, x: Tensor, layers: Layers, shortcut: Tensor | None, 
     """The branch in training mode, by a backend's `branch`: the checks before it, the tape behind it."""
     described, counts = [], []
     for (conv, norm), geometry, shape in _checked(x, layers, shortcut):
-        check_batch_norm(
-            shape, norm.weight.shape, norm.bias.shape, norm.running_mean.shape, norm.running_var.shape, training=True
-        )
+        vectors = (norm.weight.shape, norm.bias.shape, norm.running_mean.shape, norm.running_var.shape)
+        try:
+            check_batch_norm(shape, *vectors, training=True)
+        except ValueError as error:
+            arises_in(norm, error)
+            raise
         described.append(BranchLayer(conv.weight.data, geometry, norm.weight.data, norm.bias.data, norm.eps))
         counts.append(math.prod(shape[:3]))  # M
     z, statistics, compute_backward = compute(x.data, described, None if shortcut is None else shortcut.data, relu)
@@ -148,7 +151,11 @@ def _checked(
     """(pair, geometry, shape of the output) of each layer, after the checks that its operations would make."""
     checked, shape = [], x.shape
     for conv, norm in layers:
-        geometry = check_conv2d(shape, conv.weight.shape, None, conv.stride, conv.padding, conv.dilation, 1)
+        try:
+            geometry = check_conv2d(shape, conv.weight.shape, None, conv.stride, conv.padding, conv.dilation, 1)
+        except ValueError as error:
+            arises_in(conv, error)
+            raise
         shape = (shape[0], *output_size(shape, *geometry), conv.weight.shape[3])
         checked.append(((conv, norm), geometry, shape))
     if shortcut is not None and shortcut.shape != shape:

@@ -15,21 +15,6 @@ from minires.device import default_generator, module_of
 from minires.nn.module import Parameter
 
 
-class Zeros:
-    """A generator that draws only zeros, at no cost: for a network whose weights will be loaded.
-
-    Drawing ResNet-101's 44.5 million weights twice, for its layers and for He's initialisation, takes half a second.
-    """
-
-    def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Zeros."""
-        return np.broadcast_to(np.float32(0), shape)
-
-    def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
-        """Zeros."""
-        return self.standard_normal(shape)
-
-
 def fans(parameter: Parameter) -> tuple[int, int]:
     """(fan_in, fan_out): the number of inputs of one output, and of outputs of one input.
 

@@ -9,7 +9,7 @@ Reading order: after init.py. Next: branch.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -125,19 +125,6 @@ class BatchNorm2d(Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
 
 
-def freeze_batch_norm(model: Module, frozen: bool = True) -> Module:
-    """Keep the statistics, weight and bias of every batch norm in `model`, in training too. Returns the model.
-
-    For fine-tuning a pretrained network with batches too small for statistics of their own. frozen=False lets the batch
-    norms train again.
-    """
-    for module in model.modules():
-        if isinstance(module, BatchNorm2d):
-            module.frozen = frozen
-            module.requires_grad_(not frozen)
-    return model
-
-
 class FoldedBatchNorm2d(Module):
     """The rest of a batch norm after `minires.fold` has moved its scale and shift into the convolution before."""
 
@@ -251,21 +238,31 @@ class Identity(Module):
         return x
 
 
-class Sequential(Module):
-    """Modules called one after the other; `layers[i]`, `len(layers)` and iteration work as for a list."""
+class ModuleList(Module):
+    """Modules in a list, to be called by hand: `layers[i]`, `len(layers)`, iteration and `append` work as for a list.
 
-    def __init__(self, *modules: Module):
+    In a list of Python's a module would be no part of the network: not trained, not moved, not saved.
+    Raises `TypeError` for anything but Modules.
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()):
         super().__init__()
-        for i, module in enumerate(modules):
-            setattr(self, str(i), module)  # named "0", "1", ... as in PyTorch
+        for module in modules:
+            self.append(module)
 
-    def forward(self, x: Any) -> Any:
-        """The last module's output."""
-        for module in self:
-            x = module(x)
-        return x
+    def append(self, module: Module) -> None:
+        """Add a module at the end."""
+        if not isinstance(module, Module):
+            kind = type(module).__name__
+            advice = f"got a {kind}; a function needs a layer around it, such as nn.ReLU()"
+            if isinstance(module, (list, tuple)):
+                advice = f"got a {kind}; pass a list as nn.Sequential(*layers) or nn.ModuleList(layers)"
+            elif isinstance(module, type):
+                advice = f"got the class {module.__name__}; make a layer of it, {module.__name__}(...)"
+            raise TypeError(f"{type(self).__name__}: element {len(self)} is not a Module: {advice}")
+        setattr(self, str(len(self)), module)  # named "0", "1", ... as in PyTorch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Module]:
         return (module for _, module in self.named_children())
 
     def __len__(self) -> int:
@@ -273,3 +270,16 @@ class Sequential(Module):
 
     def __getitem__(self, index: int) -> Module:
         return list(self)[index]
+
+
+class Sequential(ModuleList):
+    """Modules called one after the other."""
+
+    def __init__(self, *modules: Module):
+        super().__init__(modules)
+
+    def forward(self, x: Any) -> Any:
+        """The last module's output."""
+        for module in self:
+            x = module(x)
+        return x

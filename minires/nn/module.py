@@ -1,7 +1,7 @@
 """Module: a piece of a network, holding parameters, buffers and other modules.
 
 Nothing has to be registered. The parameters are the attributes of type Parameter; the sub-modules are the attributes of
-type Module, in the order of their first assignment. (A list of modules is no Module; nn.Sequential is one.) Attribute
+type Module, in the order of their first assignment. (A list of modules is no Module; nn.ModuleList is one.) Attribute
 names make the names ("layer1.0.conv1.weight") that state_dict shares with PyTorch.
 
 Reading order: after functional/pooling.py. Next: init.py.
@@ -9,6 +9,7 @@ Reading order: after functional/pooling.py. Next: init.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -26,6 +27,12 @@ class Parameter(Tensor):
 
     def __init__(self, data: Array):
         super().__init__(data, requires_grad=True)
+
+
+def arises_in(layer: Module, error: Exception) -> None:
+    """Note on `error` that it arises in `layer`, unless it is known to arise in one further inside."""
+    text = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], str) else None
+    error.__dict__.setdefault("arises_in", (layer, text))
 
 
 class Module:
@@ -55,10 +62,25 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.forward(*args, **kwargs)
+        try:
+            output = self.forward(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            arises_in(self, error)
+            self._name_layer(error)
+            raise
         for observer in Module._observers:
             observer(self, args, output)
         return output
+
+    def _name_layer(self, error: Exception) -> None:
+        """Put the path of the layer that `error` arises in before its text: "layer3.1.conv2 (Conv2d): ...".
+
+        Every module on the way out does so anew, with the longer path that it knows.
+        """
+        layer, text = error.arises_in
+        path = next((name for name, module in self.named_modules() if module is layer), "")
+        if path and text is not None:
+            error.args = (f"{path} ({type(layer).__name__}): {text}",)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The sub-modules directly below this one."""
@@ -76,12 +98,24 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters, as (dotted name, parameter), each once even if used twice, as in PyTorch."""
+        self._warn_of_lists()
         seen = set()
         for name, module, attribute in self._named_state():
             value = getattr(module, attribute)
             if isinstance(value, Parameter) and value not in seen:
                 seen.add(value)
                 yield name, value
+
+    def _warn_of_lists(self) -> None:
+        """A warning for modules and parameters in a list, tuple or dict of Python, which are no part of the network."""
+        known = {id(part) for module in self.modules() for part in (module, *vars(module).values())}
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+                if any(isinstance(part, (Module, Parameter)) and id(part) not in known for part in parts):
+                    where = f"{path or type(self).__name__}.{name}"
+                    text = f"{where} is a {type(value).__name__}: what is in it is not trained; use nn.ModuleList"
+                    warnings.warn(text, stacklevel=2)
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters."""

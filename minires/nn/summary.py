@@ -5,6 +5,7 @@ Reading order: any time after models/.
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +26,9 @@ class Row:
     activation_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
-    """The table of a network; `str()` prints it. All figures but `parameters` are for one image.
+    """The table of a network: `print` it, or let a notebook show it. All figures but `parameters` are for one image.
 
     parameters        number of trained numbers
     macs              multiply-adds of the convolutions and linear layers in forward (FLOPs are twice that)
@@ -49,9 +50,11 @@ class Summary:
         """Bytes that one image's forward pass leaves for backward."""
         return sum(row.activation_bytes for row in self.rows)
 
-    def __str__(self) -> str:
+    @property
+    def table(self) -> Table:
+        """The layers as lines of text, with the sums."""
         head = ("layer", "kind", "output", "parameters", "MACs", "memory")
-        table = [
+        rows = tuple(
             (
                 row.name,
                 row.kind,
@@ -61,26 +64,75 @@ class Summary:
                 format_bytes(row.activation_bytes),
             )
             for row in self.rows
-        ]
-        widths = [max(len(line[i]) for line in [head, *table]) for i in range(len(head))]
-        align = (str.ljust, str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
-        lines = [
-            "  ".join(side(cell, width) for side, cell, width in zip(align, line, widths)).rstrip()
-            for line in [head, *table]
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        total = (
+        )
+        return Table(head, rows, "lllrrr", self.total)
+
+    @property
+    def total(self) -> str:
+        """The sums in one line."""
+        return (
             f"input {'x'.join(map(str, self.input_shape))}: {self.parameters:,} parameters, "
             f"{self.macs / 1e9:.3f} GMACs and {format_bytes(self.activation_bytes)} of activations an image"
         )
-        return "\n".join([*lines, lines[1], total])
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def __repr__(self) -> str:
+        return f"Summary({len(self.rows)} layers, {self.total}; print it for the layers)"
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
 
 
-def summary(model: nn.Module, input_shape: tuple[int, int, int] = (224, 224, 3)) -> Summary:
+@dataclass(frozen=True, repr=False)
+class Table:
+    """A table of texts: `str()` sets the columns with spaces, a notebook shows it as HTML.
+
+    align  for each column "l" or "r", left or right
+    total  a line below the table
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    align: str
+    total: str
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows)]
+        sides = [{"l": str.ljust, "r": str.rjust}[letter] for letter in self.align]
+        lines = [
+            "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths)).rstrip()
+            for line in (self.head, *self.rows)
+        ]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:], rule, self.total])
+
+    def __repr__(self) -> str:
+        return f"Table({len(self.rows)} lines, {self.total}; print it)"
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: tuple[str, ...]) -> str:
+            style = {"l": "left", "r": "right"}
+            inside = "".join(
+                f"<{tag} style='text-align:{style[letter]}'>{html.escape(cell)}</{tag}>"
+                for letter, cell in zip(self.align, cells)
+            )
+            return f"<tr>{inside}</tr>"
+
+        body = "".join(line("td", row) for row in self.rows)
+        return f"<table>{line('th', self.head)}{body}</table><p>{html.escape(self.total)}</p>"
+
+
+def summary(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -> Summary:
     """Run one image of zeros, (H, W, C) = input_shape, through `model` and note the output of each layer.
+
+    input_shape  default: the model's own `input_shape`, or else (224, 224, 3)
 
     The model is not changed. Raises what the model raises for an unsuitable input.
     """
+    if input_shape is None:
+        input_shape = getattr(model, "input_shape", (224, 224, 3))
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"summary: input_shape is {input_shape}, expected (height, width, channels)")
     names = {module: name for name, module in model.named_modules()}

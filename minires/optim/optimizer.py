@@ -15,7 +15,7 @@ import numpy as np
 
 from minires import kernels
 from minires.device import Array, module_of, to_device
-from minires.nn import Parameter
+from minires.nn import Module, Parameter
 
 
 class Optimizer:
@@ -33,6 +33,10 @@ class Optimizer:
     slots: tuple[str, ...] = ()  # names of the flat buffers kept between steps
 
     def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], **settings: Any):
+        if isinstance(params, Module):
+            raise TypeError(
+                f"{type(self).__name__}: got the {type(params).__name__} itself, expected model.parameters()"
+            )
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
@@ -53,6 +57,7 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)} in a group")
             self._check(group)
         self.steps = 0
+        self._scheduled: list[float] = []  # the rates that assigning `lr` has left
         self._prepared_lr: dict[int, float | Array] = {}  # by group: its rate as the updates take it
         self._flatten()
 
@@ -80,13 +85,19 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group; assigning it sets the rate of every group."""
-        return self.groups[0]["lr"]
+        """The learning rate, of the group with the largest. Assigning it sets that rate; the rates of the other groups
+        keep their ratio to it, as they were made or last changed in `groups`."""
+        return max(group["lr"] for group in self.groups)
 
     @lr.setter
     def lr(self, value: float) -> None:
-        for group in self.groups:
-            group["lr"] = value
+        rates = [group["lr"] for group in self.groups]
+        if rates != self._scheduled:  # else the old ratios are the exact ones, also where the rates have come to be 0
+            largest = max(rates)
+            self._ratios = [rate / largest if largest else 1.0 for rate in rates]
+        for group, ratio in zip(self.groups, self._ratios):
+            group["lr"] = value * ratio
+        self._scheduled = [group["lr"] for group in self.groups]
 
     def zero_grad(self) -> None:
         """Forget all gradients. Without this call the next backward adds to the old gradients."""
@@ -151,6 +162,13 @@ class Optimizer:
             if name in group and not 0 <= group[name] < float("inf"):
                 raise ValueError(f"{type(self).__name__}: {name} is {group[name]}, expected a number >= 0")
 
+    def __repr__(self) -> str:
+        groups = []
+        for group in self.groups:
+            settings = ", ".join(f"{name}={value!r}" for name, value in group.items() if name != "params")
+            groups.append(f"{len(group['params'])} parameters, {settings}")
+        return f"{type(self).__name__}({'; '.join(groups)})"
+
     def __reduce_ex__(self, protocol: int) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__}: an optimiser cannot be copied or pickled, since the copied parameters would be no "
@@ -183,9 +201,11 @@ class Optimizer:
         for group, lr in zip(self.groups, rates):
             self._check({**group, "lr": lr})
         arrays = {name: module_of(own).asarray(state[name], dtype=own.dtype) for name, own in self.state.items()}
+        self.lr = self.lr  # the ratio of the groups' rates is that of this optimiser's making
         self.steps = steps  # from here on nothing can fail
         for group, lr in zip(self.groups, rates):
             group["lr"] = lr
+        self._scheduled = rates
         for name, array in arrays.items():
             self.state[name][...] = array
 
@@ -266,18 +286,3 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ):
         super().__init__(params, lr, betas, eps, weight_decay)
-
-
-def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients to a joint L2 norm of at most `max_norm`; return the norm before.
-
-    Source: Pascanu et al. 2013, algorithm 1. Raises `ValueError` unless max_norm > 0.
-    """
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}, expected a number > 0")
-    gradients = [p.grad for p in params if p.grad is not None]
-    norm = sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients) ** 0.5
-    if norm > max_norm:
-        for g in gradients:
-            g *= max_norm / norm
-    return norm

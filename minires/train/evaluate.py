@@ -5,13 +5,12 @@ Reading order: after data/loader.py. Next: training.py.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import minires.functional as F
 from minires.data import Loader
@@ -20,7 +19,7 @@ from minires.nn import Module
 from minires.tensor import Tensor, no_grad
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """What a model says about N images, in their order.
 
@@ -32,6 +31,9 @@ class Evaluation:
     loss: float
     labels: np.ndarray
     probabilities: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Evaluation({len(self.labels):,} images, loss {self.loss:.4f}, accuracy {100 * self.accuracy:.2f} %)"
 
     @property
     def predictions(self) -> np.ndarray:
@@ -57,7 +59,7 @@ def evaluate(
     start = time.monotonic()
     loss, labels, probabilities = 0.0, [], []
     with no_grad(), model.evaluating():
-        for x, y in tqdm(batches.epoch(0), "testing", len(batches), leave=False, disable=not sys.stderr.isatty()):
+        for x, y in tqdm(batches.epoch(0), "testing", len(batches), leave=False, disable=None):
             logits = model(Tensor(x))
             loss += F.cross_entropy(logits, y).item() * len(y)
             labels.append(to_device(y, "cpu"))

@@ -84,7 +84,7 @@ class RunFolder:
         Raises `TrainingError` for weights that are not finite, and `OSError`; the old files are intact then.
         """
         training.save(self.state)
-        info = {"step": training.step, "epoch": training.epoch, "settings": training.settings}
+        info = {"step": training.step, "epoch": training.epoch, "settings": training.settings, **training.notes}
         checkpoint.save(self.weights, training.model.state_dict(), info)
 
 

@@ -1,4 +1,4 @@
-"""The progress of an epoch: a bar in a terminal, a line every half minute in a file.
+"""The progress of an epoch: a bar in a terminal or a notebook, a line every half minute in a file.
 
 Reading order: after stop.py. Next: folder.py.
 """
@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 LINE_SECONDS = 30  # between two lines, without a terminal
 RECENT = 10  # batches over which loss and accuracy are averaged
@@ -27,9 +27,9 @@ class Progress:
 
     def __init__(self, title: str, total: int, done: int = 0, log: Callable[[str], None] = say):
         self.title, self.total, self.done, self.log = title, total, done, log
-        self.bar = None
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, dynamic_ncols=True)
+        # disable=None: no bar where stderr is neither a terminal nor a notebook's.
+        bar = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
+        self.bar = None if bar.disable else bar
         self.start = self.last_line = time.monotonic()
         self.images = self.batches = 0  # of this session
         self.told = done  # the batch at the last printed line

@@ -23,12 +23,13 @@ from minires.train import checkpoint
 from minires.train.nonfinite import TrainingError
 
 
-@dataclass
+@dataclass(repr=False)
 class Training:
     """Everything that changes in the course of training.
 
     identity    the settings that a checkpoint must share to be restored: depth, data set, seed, ...
     settings    all settings of the run, noted in the checkpoint for the reader
+    notes       `dataset.notes()`: kept beside the weights, for `minires predict`
     losses      one per step so far
     accuracies  one per step so far, on the step's batch
     history     one record per finished epoch: the lines of log.jsonl
@@ -38,6 +39,7 @@ class Training:
     optimizer: Optimizer
     identity: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -45,6 +47,9 @@ class Training:
     epoch_seconds: float = 0.0  # spent in this epoch on training
     epoch_images: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # the last line of log.jsonl
+
+    def __repr__(self) -> str:
+        return f"Training({type(self.model).__name__}: {self.epoch} epochs and {self.step} steps done)"
 
     @property
     def step(self) -> int:

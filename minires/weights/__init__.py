@@ -10,9 +10,10 @@ safetensors_reader.py, npz_reader.py. Next: models/pretrained.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,12 +32,18 @@ PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put 
 
 
 def load_weights(
-    path: str | Path, *, strip_prefix: str | bool = False, log: Callable[[str], None] = print
+    path: str | Path,
+    *,
+    strip_prefix: str | bool = False,
+    key: str | None = None,
+    log: Callable[[str], None] = print,
 ) -> dict[str, np.ndarray]:
     """{name: array} from a safetensors file, an .npz, or a PyTorch checkpoint of either layout, told by its content.
 
     strip_prefix  a text to take from the beginning of all names that have it; True for "module." and "_orig_mod.",
                   which DataParallel and torch.compile put there
+    key           of the dict to read in a PyTorch checkpoint that holds several, such as "model_ema"; default: the only
+                  dict with tensors, or the only one with a usual key, such as "state_dict"
     log           is told what was done to get at the weights: prefixes, and the dict they were found in
 
     The file is mapped into memory, and the arrays are views of it where the format allows: loading takes no time, and
@@ -49,21 +56,24 @@ def load_weights(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of weights")
-    state = _read(path, map_file(path), log)
+    state = _read(path, map_file(path), key, log)
     return strip_prefixes(state, strip_prefix, path, log) if strip_prefix else state
 
 
-def _read(path: Path, buffer: memoryview, log: Callable[[str], None]) -> dict[str, np.ndarray]:
+def _read(path: Path, buffer: memoryview, key: str | None, log: Callable[[str], None]) -> dict[str, np.ndarray]:
     start = bytes(buffer[:64])
-    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        archive = Archive(path, buffer)
-        if any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.members):
-            return torch_reader.read_zip(path, archive, log)
+    archive = Archive(path, buffer) if start[:4] in (b"PK\x03\x04", b"PK\x05\x06") else None
+    is_safetensors = safetensors_reader.is_safetensors(buffer)
+    if archive and any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.members):
+        return torch_reader.read_zip(path, archive, key, log)
+    if start.startswith(b"\x80") and not is_safetensors:
+        return torch_reader.read_legacy(path, buffer, key, log)
+    if key is not None:
+        raise WeightsError(f"{path}: key is {key!r}, but the file is not one of PyTorch's checkpoints, which have keys")
+    if archive:
         return npz_reader.read(path, archive)
-    if safetensors_reader.is_safetensors(buffer):
+    if is_safetensors:
         return safetensors_reader.read(path, buffer)
-    if start.startswith(b"\x80"):
-        return torch_reader.read_legacy(path, buffer, log)
     kind = f"beginning with {start[:8]!r}"
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
         kind = "a web page (HTML)"
@@ -102,19 +112,27 @@ def strip_prefixes(
 
 
 def save_weights(
-    model: Module | Mapping[str, np.ndarray], path: str | Path, metadata: Mapping[str, str] | None = None
+    model: Module | Mapping[str, np.ndarray],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a module's state dict, or a given {name: array}, to a .safetensors, .npz, .pth or .pt file.
 
-    `torch.load(path, weights_only=True)` reads the latter two. `metadata`, texts to go with the weights, needs
-    safetensors. The file is replaced as a whole or not at all. Raises `WeightsError` for another suffix or for what the
-    format cannot hold, and `OSError` when the file cannot be written.
+    metadata  texts to go with the weights, in a .safetensors file alone
+    notes     anything JSON can hold, likewise: `dataset.notes()` says how `minires predict` has to prepare a picture,
+              and what the classes are called
+
+    `torch.load(path, weights_only=True)` reads .pth and .pt. The file is replaced as a whole or not at all. Raises
+    `WeightsError` for another suffix or for what the format cannot hold, and `OSError` when the file cannot be written.
     """
+    if notes:
+        metadata = {**(metadata or {}), "minires": json.dumps(dict(notes))}
     path = Path(path)
     if path.suffix not in WRITTEN:
         raise WeightsError(f"{path}: unknown kind of file {path.suffix!r}, expected {', '.join(WRITTEN)}")
     if metadata and path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: only a .safetensors file can hold metadata")
+        raise WeightsError(f"{path}: only a .safetensors file can hold metadata and notes")
     state = model.state_dict() if hasattr(model, "state_dict") else model
     state = {name: np.asarray(array) for name, array in state.items()}
     for name, array in state.items():

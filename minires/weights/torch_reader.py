@@ -19,6 +19,7 @@ Reading order: after archive.py and files/pickles.py. Next: torch_writer.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ from minires.weights.mapped import BFLOAT16, WeightsError, check_shape, item_byt
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 
-# Where checkpoints of training runs keep the state dict, beside the epoch and the optimiser.
+MOST_LEVELS = 4  # of dicts in dicts, in which weights are looked for
+# Where checkpoints of training runs usually keep the state dict, beside the epoch and the optimiser.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
 
 STORAGES = {
@@ -86,8 +88,8 @@ class OrderedDict(dict):
         """Nothing to do."""
 
 
-def read_zip(path: Path, archive: Archive, log: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint in the zip layout. Raises `WeightsError`."""
+def read_zip(path: Path, archive: Archive, key: str | None, log: Callable[[str], None]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint in the zip layout, or of the dict under `key` in it. Raises `WeightsError`."""
     folder = archive.one_ending_with("data.pkl").removesuffix("data.pkl")
     if f"{folder}constants.pkl" in archive.members:
         raise WeightsError(f"{path}: is a TorchScript program, expected a state dict (of torch.save)")
@@ -104,11 +106,11 @@ def read_zip(path: Path, archive: Archive, log: Callable[[str], None]) -> dict[s
         return offset
 
     content = _unpickle(path, window)
-    return _arrays(path, archive.buffer, content, locate, order, log)
+    return _arrays(path, archive.buffer, content, locate, order, key, log)
 
 
-def read_legacy(path: Path, buffer: memoryview, log: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint in the older layout. Raises `WeightsError`."""
+def read_legacy(path: Path, buffer: memoryview, key: str | None, log: Callable[[str], None]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint in the older layout, or of the dict under `key` in it. Raises `WeightsError`."""
     window = Window(buffer, _budget(buffer))
     if _unpickle(path, window) != MAGIC:
         raise WeightsError(f"{path}: is a pickle, but not one of torch.save")
@@ -123,19 +125,19 @@ def read_legacy(path: Path, buffer: memoryview, log: Callable[[str], None]) -> d
         raise WeightsError(f"{path}: its list of storages names some that no tensor has")
 
     offsets, position = {}, window.position
-    for key in keys:
-        dtype = storages[key].dtype
+    for name in keys:
+        dtype = storages[name].dtype
         found = int.from_bytes(buffer[position : position + 8], "little" if order == "<" else "big")
         position += 8
-        if found != storages[key].count:
-            expected = storages[key].count
-            raise WeightsError(f"{path}: storage {key} has {found:,} elements, its tensors expect {expected:,}")
+        if found != storages[name].count:
+            expected = storages[name].count
+            raise WeightsError(f"{path}: storage {name} has {found:,} elements, its tensors expect {expected:,}")
         left = max(len(buffer) - position, 0)
         if found * item_bytes(dtype) > left:
             raise WeightsError(
-                f"{path}: is truncated: storage {key} has {found * item_bytes(dtype):,} bytes, {left:,} are left"
+                f"{path}: is truncated: storage {name} has {found * item_bytes(dtype):,} bytes, {left:,} are left"
             )
-        offsets[key] = position
+        offsets[name] = position
         position += found * item_bytes(dtype)
 
     def locate(storage: Storage, dtype: str) -> int:
@@ -143,7 +145,7 @@ def read_legacy(path: Path, buffer: memoryview, log: Callable[[str], None]) -> d
             raise WeightsError(f"{path}: storage {storage.key} is missing")
         return offsets[storage.key]
 
-    return _arrays(path, buffer, content, locate, order, log)
+    return _arrays(path, buffer, content, locate, order, key, log)
 
 
 def _check_bytes(path: Path, storage: Storage, dtype: str, found: int) -> None:
@@ -249,12 +251,13 @@ def _arrays(
     content: Any,
     locate: Callable[[Storage, str], int],
     order: str,
+    key: str | None,
     log: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
     """The arrays that `content` describes; those that share a storage there share it here."""
     loaded: dict[str, tuple[str, np.ndarray]] = {}
     arrays = {}
-    for name, tensor in select(path, content, log).items():
+    for name, tensor in select(path, content, key, log).items():
         storage, dtype = tensor.storage, tensor.dtype
         if storage.key not in loaded:
             count = storage.count
@@ -297,29 +300,63 @@ def _is_contiguous(size: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def select(path: Path, content: Any, log: Callable[[str], None]) -> dict[str, Tensor]:
-    """The state dict in what was unpickled: `content` itself, or what a training run keeps it under."""
+def select(path: Path, content: Any, key: str | None, log: Callable[[str], None]) -> dict[str, Tensor]:
+    """The state dict in what was unpickled: `content` itself, or a dict inside.
+
+    `key` says which dict. With None it is the only one that holds tensors; of several, the only one with a usual name
+    (WRAPPERS), or else `content` itself. `log` is told. Raises `WeightsError`, with the candidates, for anything else.
+    """
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {_kind(content)}, expected a state dict: names and tensors")
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    rest = [name for name in content if name not in state]
-    if not state:
-        for wrapper in WRAPPERS:
-            inside = content.get(wrapper)
-            if isinstance(inside, dict) and any(isinstance(value, Tensor) for value in inside.values()):
-                others = _names([name for name in content if name != wrapper])
-                log(f"{path}: taking the weights under {wrapper!r}" + (f"; not read: {others}" if others else ""))
-                state = {name: value for name, value in inside.items() if isinstance(value, Tensor)}
-                rest = [name for name in inside if name not in state]
-                break
-        else:
-            found = ", ".join(f"{name!r:.50} ({_kind(value)})" for name, value in list(content.items())[:8])
-            raise WeightsError(f"{path}: has no tensors, only {found or 'an empty dict'}")
-    if rest:
+    found = _dicts_of_tensors(content)
+    listed = ", ".join(f"{name!r:.80} ({_tensors(inside)} tensors)" for name, inside in list(found.items())[:8] if name)
+    if key is not None:
+        if key not in found:
+            raise WeightsError(f"{path}: has no tensors under {key!r}, only under: {listed or '(no key)'}")
+        chosen = key
+    elif not found:
+        kinds = ", ".join(f"{name!r:.50} ({_kind(value)})" for name, value in list(content.items())[:8])
+        raise WeightsError(f"{path}: has no tensors, only {kinds or 'an empty dict'}")
+    else:
+        usual = [name for name in found if name and set(name.split(".")) <= set(WRAPPERS)]
+        likely = [*found] if len(found) == 1 else usual or [name for name in found if name == ""]
+        if len(likely) != 1:
+            raise WeightsError(f"{path}: has tensors under several keys: {listed}; say key=... to load_weights")
+        (chosen,) = likely
+    if chosen:
+        others = _names([name for name in content if name != chosen and not chosen.startswith(f"{name}.")])
+        log(f"{path}: taking the weights under {chosen!r}" + (f"; not read: {others}" if others else ""))
+    state = {name: value for name, value in found[chosen].items() if isinstance(value, Tensor)}
+    if rest := [name for name in found[chosen] if name not in state]:
         log(f"{path}: left out, because they are no tensors: {_names(rest)}")
     if any(type(name) is not str for name in state):
         raise WeightsError(f"{path}: has tensors whose names are not text")
     return state
+
+
+def _dicts_of_tensors(content: dict) -> dict[str, dict]:
+    """The dicts in `content` that hold weights, by the path of their keys: "" for `content`, "model.state_dict", ...
+
+    A dict of single numbers is none, such as {"best_acc1": ...}, nor is what an optimiser keeps, under numbers.
+    """
+    found, single, seen, waiting = {}, {}, {id(content)}, [("", content)]
+    while waiting:
+        path, inside = waiting.pop(0)
+        tensors = [value for value in inside.values() if isinstance(value, Tensor)]
+        if any(tensor.size for tensor in tensors):
+            found[path] = inside
+        elif tensors:
+            single[path] = inside
+        for name, value in inside.items():
+            of_training = type(name) is not str or re.search("optim|sched|scaler", name)
+            if isinstance(value, dict) and not of_training and id(value) not in seen and path.count(".") < MOST_LEVELS:
+                seen.add(id(value))  # a pickle can hold a dict that holds itself
+                waiting.append((f"{path}.{name}" if path else name, value))
+    return found or single
+
+
+def _tensors(inside: dict) -> int:
+    return sum(isinstance(value, Tensor) for value in inside.values())
 
 
 def _names(names: list[Any]) -> str:

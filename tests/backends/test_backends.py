@@ -181,6 +181,23 @@ def test_conv2d_backward(backend, geometry, seed, layout, needs):
         backend.expect(gradient, expected if needed else None)
 
 
+@pytest.mark.parametrize("x_shape", [(2, 7, 6, 1), (2, 1, 6, 3), (2, 7, 1, 3), (1, 7, 6, 2), (1, 1, 1, 1)])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_axes_of_length_1_have_any_stride(backend, x_shape, padding):
+    """Grey pictures that were (N, 1, H, W): contiguous after the transposition, with the stride of before."""
+    kernel = tuple(min(3, n + 2 * padding) for n in x_shape[1:3])
+    geometry = ConvGeometry(x_shape, (*kernel, x_shape[3], 1), (1, 1), (padding, padding), (1, 1), 1)
+    x, weight = kink_free_array(x_shape, 0), kink_free_array(geometry.weight_shape, 1)
+    y = slow_conv2d(x, weight, None, geometry)
+    backend.expect(backend.call("conv2d", x, weight, None, layout="loose", **geometry.options), y)
+    dy = kink_free_array(y.shape, 2)
+    got = backend.call(
+        "conv2d_backward", dy, x, weight, layout="loose", need_dx=True, need_dweight=True, **geometry.options
+    )
+    for gradient, expected in zip(got, slow_conv2d_backward(dy, x, weight, geometry)):
+        backend.expect(gradient, expected)
+
+
 @given(shape=image_shapes(), u=st.integers(0, 2), v=st.integers(0, 2), seed=seeds())
 def test_a_delta_kernel_shifts_the_image(backend, shape, u, v, seed):
     """One 1 in a 3x3 kernel: the output is the input, moved. Exact in any precision."""

@@ -111,7 +111,10 @@ def test_names_from_a_file(run, tmp_path):
     (tmp_path / "names").write_text("\n".join(f"thing {i}" for i in range(10)))
     status, out, err = run("images/0.png", "--classes", tmp_path / "names")
     assert status == 0
-    assert err.splitlines() == ["x.safetensors: says nothing of its normalisation, taken for that of CIFAR-10"]
+    assert err.splitlines() == [
+        "x.safetensors: says nothing of its normalisation, taken for that of CIFAR-10",
+        "x.safetensors: says nothing of the size of its images, taken for 32x32",
+    ]
     assert "thing" in out.splitlines()[1]
 
 
@@ -128,7 +131,6 @@ def test_names_from_a_file(run, tmp_path):
         ("predict images", "the following arguments are required: --weights"),
         ("summary --depth 19", "invalid choice: 19"),
         ("summary --depth 20 --stem imagenet", "ResNet-20 has a stem of its own"),
-        ("", "the following arguments are required: COMMAND"),
         ("paint", "invalid choice: 'paint'"),
     ],
 )
@@ -165,6 +167,32 @@ def test_summary(capsys):
     assert "input 32x32x3: 269,722 parameters" in capsys.readouterr().out
     assert main(["summary", "--depth", "18", "--stem", "cifar", "--num-classes", "100", "--image-size", "16"]) == 0
     assert "input 16x16x3: 11,220,132 parameters" in capsys.readouterr().out
+
+
+def test_stages(capsys):
+    assert main(["summary", "--depth", "101", "--stages"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[5].split()[:7] == ["conv4_x", "bottleneck", "block", "(1x1,", "3x3,", "1x1)", "14x14x1024"]
+    assert lines[-1] == "1 + 3x3 + 4x3 + 23x3 + 3x3 + 1 = 101 layers with weights, 44,549,160 parameters"
+    assert main(["summary", "--depth", "20", "--stages", "--image-size", "64"]) == 0
+    assert "16x16x64" in capsys.readouterr().out
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert main([]) == 0
+    help_text = capsys.readouterr().out
+    assert all(name in help_text for name in ("predict", "report", "summary", "info", "--version"))
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--version"])
+    assert exit_status.value.code == 0
+    assert capsys.readouterr().out == f"minires {mr.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["predict", "summary"])
+def test_one_default_of_depth_and_it_is_printed(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "(default: 101)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_info(capsys):

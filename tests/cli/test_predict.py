@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minires as mr
-from minires import models
+from minires import models, optim
 from minires.cli.predict import (
     CIFAR10_CLASSES,
     ImageError,
@@ -24,7 +24,9 @@ from minires.cli.predict import (
     read_image,
     to_rgb,
 )
+from minires.data import Dataset
 from minires.models.pretrained import IMAGENET_MEAN
+from minires.train import RunFolder, Training
 
 PLAIN = Preparation(8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 RAMP = np.arange(96, dtype=np.uint8).reshape(8, 12)
@@ -217,6 +219,28 @@ def test_notes_within_the_weights(tmp_path):
     assert lines == []
 
 
+@pytest.mark.parametrize("way", ["save_weights", "Training"])
+@pytest.mark.parametrize("image_size", [None, 48])
+def test_a_loop_of_ones_own_takes_the_notes_of_the_data_set(tmp_path, way, image_size):
+    """Shapes of 24x24, trained with an ImageNet stem: nobody could guess the size from the weights."""
+    images, labels = np.zeros((6, 24, 24, 3), np.uint8), np.arange(6) % 3
+    dataset = Dataset("mine", images, labels, images, labels, ("cat", "dog", "owl"), (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    model, notes = models.resnet18(3), dataset.notes(image_size)
+    if way == "save_weights":
+        mr.save_weights(model, tmp_path / "last.safetensors", notes=notes)
+    else:
+        training = Training(model, optim.SGD(model.parameters(), 0.1), notes=notes)
+        RunFolder(tmp_path).save(training)
+    lines: list[str] = []
+    classifier = open_classifier(tmp_path / "last.safetensors", log=lines.append)
+    assert classifier.classes == ("cat", "dog", "owl")
+    size = image_size or 24
+    assert classifier.preparation == Preparation(size, size, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert lines == []
+    with pytest.raises(mr.WeightsError, match=r"only a \.safetensors file can hold metadata and notes"):
+        mr.save_weights(model, tmp_path / "x.npz", notes=notes)
+
+
 @pytest.mark.parametrize("size", ["-5", "[32, 32]", '"32"', "0", "true"])
 def test_a_size_that_is_none_is_not_believed(tmp_path, size):
     classifier, _ = opened(tmp_path, models.resnet20(), f'{{"image_size": {size}}}')
@@ -229,7 +253,8 @@ def test_without_notes_it_is_assumed_aloud(tmp_path, config):
     assert classifier.classes == CIFAR10_CLASSES
     assert classifier.preparation.size == 32
     assert classifier.preparation.mean == (0.4914, 0.4822, 0.4465)
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert "says nothing of the size of its images, taken for 32x32" in lines[2]
     assert "says nothing of its 10 classes, taken for those of CIFAR-10" in lines[0]
     assert "says nothing of its normalisation, taken for that of CIFAR-10" in lines[1]
 

@@ -73,3 +73,15 @@ def test_subset_of_everything_is_a_permutation():
 def test_subset_size_out_of_range(size):
     with pytest.raises(ValueError, match=f"train_size: {size} is out of range, test has 100 training images"):
         dataset().subset(size)
+
+
+def test_repr_is_short():
+    assert repr(dataset()) == "Dataset('test': 100 training and 5 test images (4, 4, 3), 4 classes)"
+
+
+def test_notes():
+    expected = {"dataset": "test", "classes": list("abcd"), "mean": [0.5] * 3, "std": [0.2] * 3}
+    assert dataset().notes() == {**expected, "image_size": 4}
+    assert dataset().notes(image_size=9) == {**expected, "image_size": 9}
+    wide = {"train_images": np.zeros((100, 4, 6, 3), np.uint8), "test_images": np.zeros((5, 4, 6, 3), np.uint8)}
+    assert dataset(**wide).notes() == expected  # `minires predict` crops squares

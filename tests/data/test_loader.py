@@ -178,3 +178,17 @@ def test_arguments_that_do_not_fit_are_named(changed, message):
 def test_a_batch_that_is_not_in_the_epoch(index):
     with pytest.raises(IndexError, match=f"index: {index}, an epoch has batches 0 to 3"):
         loader().batch(0, index)
+
+
+def test_a_for_loop_is_an_epoch():
+    batches, again = loader(), loader()
+    for epoch in range(3):
+        assert same(collect(batches), collect(again.epoch(epoch)))
+    assert batches.started == 3
+    assert again.started == 0  # `epoch` counts nothing
+    x, y = next(iter(again))
+    assert same([(x, y)], collect([again.batch(0, 0)]))
+
+
+def test_repr_is_short():
+    assert repr(loader()) == ("Loader(4 batches of 5 of 23 images (8, 8, 3), train=True, augment=True, device='cpu')")

@@ -116,7 +116,7 @@ def test_an_outline_lies_in_its_circle_and_is_what_gets_filled(name):
 
     class Fixed:  # a "generator" for: radius 10, centre (16, 16), angle 0, stretch 1
         def uniform(self, low, high, size=None):
-            return {(8, 13): 10.0, (-0.7, 0.7): 0.0, (0.8, 1.25): 1.0}.get((low, high), np.array([16.0, 16.0]))
+            return {(9, 13): 10.0, (-0.35, 0.35): 0.0, (0.8, 1.25): 1.0}.get((low, high), np.array([16.0, 16.0]))
 
     mask = _shape_mask(outline, Fixed())
     assert mask.shape == (SIZE, SIZE)
@@ -133,7 +133,7 @@ def test_place_keeps_the_area():
 
 
 def test_a_linear_classifier_does_badly(drawn):
-    """Softmax regression on the pixels, in plain NumPy: the colour of a pixel says nothing about the class."""
+    """Softmax regression on the pixels, in plain NumPy. Shapes are bright: a pixel says something about the class."""
     (x, y), (x_test, y_test) = [(images.reshape(len(images), -1) / 128.0 - 1, labels) for images, labels in drawn]
     weight = np.zeros((3072, 10))
     rng = np.random.default_rng(0)
@@ -147,4 +147,4 @@ def test_a_linear_classifier_does_badly(drawn):
     train = np.mean((x @ weight).argmax(axis=1) == y)
     test = np.mean((x_test @ weight).argmax(axis=1) == y_test)
     assert train > 0.25  # it does learn what it can: this set by heart
-    assert test < 0.25
+    assert test < 0.5

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples import train_cifar
 from minires import data, models
 from minires.cli import arguments
 from minires.train import checkpoint
@@ -394,3 +395,17 @@ def test_weights_of_another_depth(run, tmp_path):
     process = run("--eval-only", "a", "--depth", 32)
     assert process.returncode == 2
     assert "last.safetensors: load_state_dict: the state does not fit" in one_line(process)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images", "epochs"),
+    [
+        ("CIFAR-10", 50_000, 30),
+        ("CIFAR-10", 100, 30),
+        ("Shapes-10", 10_000, 1),
+        ("Shapes-10", 1500, 7),
+        ("Shapes-10", 8, 30),
+    ],
+)
+def test_the_drawn_pictures_are_seen_until_they_are_learnt(dataset, images, epochs):
+    assert train_cifar.default_epochs(dataset, images) == epochs

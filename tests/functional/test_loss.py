@@ -43,6 +43,46 @@ def test_cross_entropy(xp, case, smoothing):
     check_op(lambda x, y: F.cross_entropy(x, y, smoothing), xp.asarray(logits), xp.asarray(labels))
 
 
+IGNORED = st.sampled_from([-100, 255, 0])
+
+
+@given(case=logits_and_labels(), smoothing=SMOOTHING, ignore=IGNORED, weighted=st.booleans(), data=st.data())
+def test_weights_and_ignored_labels(xp, case, smoothing, ignore, weighted, data):
+    """Against the definition, one number at a time: each row, and each class in it, counts by its weight."""
+    logits, labels = case
+    n, classes = logits.shape
+    labels = labels.astype(np.int64)
+    labels[data.draw(hnp.arrays(bool, n))] = ignore
+    weight = data.draw(hnp.arrays(np.float64, classes, elements=st.sampled_from([0.5, 1.0, 3.0])))
+    weight = weight if weighted else np.ones(classes)
+    total, counted = 0.0, 0.0
+    for row, label in zip(logits, labels):
+        if label != ignore:
+            p = np.exp(row) / np.exp(row).sum()
+            target = smoothing / classes + (1 - smoothing) * (np.arange(classes) == label)
+            total -= (weight * target * np.log(p)).sum()
+            counted += weight[label]
+    options = {"weight": xp.asarray(weight) if weighted else None, "ignore_index": ignore}
+    if counted == 0:
+        with pytest.raises(ValueError, match=f"all labels are {ignore}, which is ignored"):
+            F.cross_entropy(Tensor(xp.asarray(logits)), labels, smoothing, **options)
+        return
+    loss = F.cross_entropy(Tensor(xp.asarray(logits)), labels, smoothing, **options)
+    assert loss.item() == pytest.approx(total / counted, rel=1e-12, abs=1e-12)
+    check_op(lambda x, y: F.cross_entropy(x, y, smoothing, **options), xp.asarray(logits), labels)
+
+
+def test_a_wrong_weight_or_a_label_beside_the_ignored_one():
+    logits, labels = Tensor(np.zeros((2, 3))), np.array([0, 2])
+    with pytest.raises(ValueError, match=r"cross_entropy: weight has shape \(2,\), expected \(3,\), one per class"):
+        F.cross_entropy(logits, labels, weight=np.ones(2))
+    with pytest.raises(ValueError, match="the weights of the labels have the sum 0"):
+        F.cross_entropy(logits, labels, weight=[0, 1, 0])
+    with pytest.raises(ValueError, match=r"cross_entropy: labels range over -100..2, expected 0..2"):
+        F.cross_entropy(logits, np.array([-100, 2]), ignore_index=0)
+    assert F.cross_entropy(logits, [-100, 1]).item() == pytest.approx(np.log(3))
+
+
 @given(case=logits_and_labels(), smoothing=SMOOTHING, shift=st.floats(-100, 100))
 def test_a_shift_changes_nothing_and_gradient_rows_sum_to_0(xp, case, smoothing, shift):
     logits, labels = map(xp.asarray, case)

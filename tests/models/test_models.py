@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import minires as mr
+import minires.functional as F
 from minires import kernels, models, nn
 from minires.models import resnet, resnet_cifar
 
@@ -180,6 +181,7 @@ def test_fc_can_be_replaced():
         (lambda: models.resnet18(output_stride=16, stem="cifar"), "output_stride is 16, expected 2, 4 or 8"),
         (lambda: models.CifarResNet(21), r"depth is 21, expected 6n \+ 2"),
         (lambda: models.build(18, num_classes=0), "out_features is 0"),
+        (lambda: models.resnet20(in_channels=0), "in_channels is 0"),
     ],
 )
 def test_wrong_arguments(call, message):
@@ -190,3 +192,54 @@ def test_wrong_arguments(call, message):
 def test_channels_first_input_is_named():
     with pytest.raises(ValueError, match=r"it looks like \(N,C,H,W\)"):
         models.resnet20()(mr.Tensor(np.zeros((2, 3, 32, 32), np.float32)))
+
+
+@pytest.mark.parametrize("depth", models.DEPTHS[:1] + models.DEPTHS[6:8])
+def test_build_has_the_defaults_of_the_constructor(depth):
+    built, constructed = models.build(depth), getattr(models, f"resnet{depth}")()
+    assert built.input_shape == constructed.input_shape
+    assert {name: p.shape for name, p in built.named_parameters()} == {
+        name: p.shape for name, p in constructed.named_parameters()
+    }
+    assert built.fc.out_features == (10 if depth == 20 else 1000)
+
+
+@pytest.mark.parametrize("model", [models.resnet20, models.resnet18, models.resnet50])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels(model, channels, tmp_path):
+    grey = model(5, in_channels=channels)
+    assert grey.input_shape[2] == channels
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((2, 32, 32, channels)).astype(np.float32))
+    assert grey(x).shape == (2, 5)
+    mr.save_weights(grey, tmp_path / "x.npz")
+    again = models.from_weights(tmp_path / "x.npz")
+    assert again.input_shape == grey.input_shape
+    with mr.no_grad():
+        np.testing.assert_array_equal(again.eval()(x).data, grey.eval()(x).data)
+
+
+def test_grey_pictures_that_were_channels_first():
+    """After the transposition that the error advises, the axis of length 1 keeps a stride that means nothing."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((2, 1, 9, 8)).astype(np.float32)
+    last = first.transpose(0, 2, 3, 1)
+    weight, plain = mr.Tensor(rng.standard_normal((3, 3, 1, 4)).astype(np.float32)), np.array(last, order="C")
+    assert last.flags.c_contiguous
+    assert last.strides != plain.strides
+    for padding in (0, 1):
+        y = F.conv2d(mr.Tensor(last), weight, padding=padding)
+        np.testing.assert_array_equal(y.data, F.conv2d(mr.Tensor(plain), weight, padding=padding).data)
+    model = models.resnet20(in_channels=1, generator=np.random.default_rng(1))
+    np.testing.assert_array_equal(model(mr.Tensor(last)).data, model(mr.Tensor(plain)).data)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1", "ImageNet", True, object()])
+def test_torchvisions_spellings_of_weights(weights):
+    with pytest.raises(mr.WeightsError, match="torchvision's weights are weights='imagenet' here"):
+        models.resnet18(weights=weights)
+
+
+@pytest.mark.parametrize("model", [models.resnet18, models.resnet20])
+def test_pretrained_is_an_older_spelling(model):
+    with pytest.raises(TypeError, match="pretrained: torchvision's weights are weights='imagenet' here"):
+        model(pretrained=True)

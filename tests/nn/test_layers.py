@@ -125,7 +125,7 @@ def test_a_shortcut_of_another_shape_is_refused_however_the_branch_is_computed(w
 
 def test_an_array_is_no_input_of_a_branch():
     with pytest.raises(
-        TypeError, match=r"nn.branch: input is of type ndarray, expected a Tensor: wrap it, Tensor\(x\)"
+        TypeError, match=r"conv1 \(Conv2d\): conv2d: input is of type ndarray, expected a Tensor: wrap it, Tensor\(x\)"
     ):
         Residual(2)(np.ones((2, 4, 3, 2), np.float32))
 
@@ -262,3 +262,80 @@ def test_a_frozen_residual_network_trains_as_in_evaluation():
     F.cross_entropy(logits, np.array([1, 2])).backward()
     assert model.conv1.weight.grad is not None
     assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(1, 4), F.relu),
+            r"Sequential: element 1 is not a Module: got a function; .*ReLU",
+        ),
+        (lambda: nn.Sequential([nn.ReLU()]), r"element 0 is not a Module: got a list; .* nn.Sequential\(\*layers\)"),
+        (lambda: nn.Sequential(nn.Linear), r"element 0 is not a Module: got the class Linear; .* Linear\(...\)"),
+        (lambda: nn.ModuleList([nn.ReLU(), None]), "ModuleList: element 1 is not a Module: got a NoneType"),
+        (lambda: nn.ModuleList([nn.ReLU()]).append(3), "ModuleList: element 1 is not a Module: got a int"),
+    ],
+)
+def test_what_is_no_module_is_refused(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_a_module_list_belongs_to_its_module():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+            self.layers.append(nn.Linear(3, 3))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = F.tanh(layer(x))
+            return x
+
+    names = [name for name, _ in Net().named_parameters()]
+    assert names == [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
+    assert len(Net().layers) == 3
+    assert isinstance(Net().layers[-1], nn.Linear)
+    check_layer(Net, (2, 3))
+    with pytest.raises(NotImplementedError, match="ModuleList does not define forward"):
+        Net().layers(Tensor([1.0]))
+
+
+@pytest.mark.parametrize("layer", [nn.Tanh, nn.Sigmoid])
+def test_nonlinearities(layer):
+    check_layer(layer, shapes())
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.Upsample(2), lambda: nn.Upsample((1, 3))])
+def test_upsample(layer):
+    check_layer(layer, image_shapes())
+
+
+@pytest.mark.parametrize("size", [1, (2, 3)])
+def test_adaptive_avg_pool2d(size):
+    layer = nn.AdaptiveAvgPool2d(size)
+    check_layer(lambda: layer, (2, 4, 6, 3))
+    x = kink_free_array((2, 4, 6, 3))
+    h, w = layer.output_size
+    expected = x.reshape(2, h, 4 // h, w, 6 // w, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-12)
+
+
+def test_adaptive_avg_pool2d_of_another_size():
+    with pytest.raises(ValueError, match="AdaptiveAvgPool2d: 3x3 windows do not divide an image of 4x6"):
+        nn.AdaptiveAvgPool2d(3)(Tensor(np.zeros((1, 4, 6, 2))))
+    assert nn.AdaptiveAvgPool2d(1)(Tensor(np.ones((1, 5, 7, 2)))).shape == (1, 1, 1, 2)
+
+
+def test_losses_as_layers():
+    logits, labels = Tensor(kink_free_array((4, 3))), np.array([0, 2, -1, 1])
+    criterion = nn.CrossEntropyLoss(weight=np.array([1.0, 2.0, 3.0]), ignore_index=-1, label_smoothing=0.1)
+    expected = F.cross_entropy(logits, labels, 0.1, np.array([1.0, 2.0, 3.0]), -1)
+    assert criterion(logits, labels).item() == expected.item()
+    assert nn.CrossEntropyLoss()(logits, labels % 3).item() == F.cross_entropy(logits, labels % 3).item()
+    target = kink_free_array((4, 3), 1)
+    assert nn.MSELoss()(logits, target).item() == F.mse_loss(logits, target).item()
+    assert not list(criterion.parameters())
+    assert not criterion.state_dict()

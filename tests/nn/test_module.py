@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
+import minires as mr
 import minires.functional as F
-from minires import Tensor, cuda, nn, optim
+from minires import Tensor, cuda, kernels, models, nn, optim
 from minires.testing import kink_free_array
 
 
@@ -303,3 +306,85 @@ def test_repr_shows_the_tree():
 def test_a_module_without_forward_says_so():
     with pytest.raises(NotImplementedError, match="Module does not define forward"):
         nn.Module()(1)
+
+
+# The layer at fault is named by its path.
+
+
+def test_a_wrong_shape_names_the_layer(net):
+    net.body[0].conv = nn.Conv2d(5, 4, 3)
+    with pytest.raises(ValueError, match=r"^body.0.conv \(Conv2d\): conv2d: input has 3 channels"):
+        net(Tensor(np.zeros((2, 6, 6, 3), np.float32)))
+    with pytest.raises(ValueError, match=r"^0.conv \(Conv2d\): conv2d: input has 3 channels"):
+        net.body(Tensor(np.zeros((2, 6, 6, 3), np.float32)))
+    with pytest.raises(ValueError, match=r"^conv2d: input has 3 channels"):  # there is no path to the layer itself
+        net.body[0].conv(Tensor(np.zeros((2, 6, 6, 3), np.float32)))
+
+
+def test_an_error_of_a_layer_of_ones_own_names_it_too(net):
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x @ np.ones((99, 2))
+
+    net.body = nn.Sequential(nn.Identity(), Broken())
+    with pytest.raises(ValueError, match=r"^body.1 \(Broken\): "):
+        net(Tensor(np.zeros((2, 6, 6, 3), np.float32)))
+
+
+def test_errors_without_one_text_are_left_alone(net):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("a text", 2)
+
+    net.fc = Broken()
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        net(Tensor(np.zeros((2, 6, 6, 3), np.float32)))
+    assert error.value.args == ("a text", 2)
+
+
+@pytest.mark.parametrize("kernels_in_use", ["auto", "reference"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("spoil", "path"),
+    [
+        (lambda model: setattr(model, "conv1", nn.Conv2d(1, 64, 3, bias=False)), "conv1"),
+        (lambda model: setattr(model.layer3[1], "conv2", nn.Conv2d(9, 256, 3, bias=False)), "layer3.1.conv2"),
+        (lambda model: setattr(model.layer2[0].downsample, "0", nn.Conv2d(9, 128, 1, 2)), "layer2.0.downsample.0"),
+        (lambda model: setattr(model.layer4[0], "bn1", nn.BatchNorm2d(7)), "layer4.0.bn1"),
+        (lambda model: setattr(model, "fc", nn.Linear(9, 10)), "fc"),
+    ],
+)  # fmt: skip
+def test_a_fused_branch_names_the_layer_too(spoil, path, training, kernels_in_use):
+    model = models.resnet18(10, "cifar").train(training)
+    spoil(model)
+    kernels.use(kernels_in_use)
+    try:
+        with nullcontext() if training else mr.no_grad(), pytest.raises(ValueError, match=rf"^{path} \(\w+\): "):
+            model(Tensor(np.zeros((2, 16, 16, 3), np.float32)))
+    finally:
+        kernels.use("auto")
+
+
+def test_images_as_bytes_and_as_an_array_name_the_first_layer():
+    for images in (Tensor(np.zeros((2, 32, 32, 3), np.uint8)), np.zeros((2, 32, 32, 3), np.float32)):
+        with pytest.raises(TypeError, match=r"^conv1 \(Conv2d\): conv2d: input (has dtype uint8|is of type ndarray), "):
+            models.resnet20()(images)
+    with pytest.raises(TypeError, match="linear: input is of type ndarray"):
+        nn.Linear(3, 2)(np.zeros((2, 3), np.float32))
+
+
+def test_a_list_of_layers_is_warned_of():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 2)
+            self.blocks = [nn.Linear(2, 2)]
+            self.known = (self.head, self.head.weight)  # a second name for what is part of the network
+
+    with pytest.warns(
+        UserWarning, match="Net.blocks is a list: what is in it is not trained; use nn.ModuleList"
+    ) as found:
+        list(Net().parameters())
+    assert len(found) == 1
+    with pytest.warns(UserWarning, match="^0.blocks is a list"):
+        list(nn.Sequential(Net()).parameters())

@@ -169,3 +169,55 @@ def test_clip_grad_norm():
     assert sum((p.grad**2).sum() for p in params) == pytest.approx(1.0)
     assert clip_grad_norm(params, 5.0) == pytest.approx(1.0)  # below the bound nothing is scaled
     assert sum((p.grad**2).sum() for p in params) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_a_schedule_keeps_the_ratio_of_the_groups_rates(kind, options):
+    """Discriminative rates: those of a pretrained body stay a hundredth of the new head's."""
+    body, head = make((2,), (3,))
+    optimizer = kind([{"params": [body], "lr": 1e-4}, {"params": [head], "lr": 1e-2}], **options)
+    assert optimizer.lr == 1e-2
+    for rate in (1e-3, 0.7, 0.0, 1e-2):  # from 0 as well, where a cycle ends
+        optimizer.lr = rate
+        assert optimizer.lr == rate
+        assert [group["lr"] for group in optimizer.groups] == pytest.approx([rate / 100, rate])
+    optimizer.groups[0]["lr"] = 1e-2  # changed by hand: the ratio is 1 from now on
+    optimizer.lr = 0.5
+    assert [group["lr"] for group in optimizer.groups] == [0.5, 0.5]
+
+
+def test_a_group_with_rate_0_stays_there():
+    body, head = make((2,), (3,))
+    optimizer = optim.Adam([{"params": [body], "lr": 0.0}, {"params": [head]}])
+    optimizer.lr = 0.3
+    assert [group["lr"] for group in optimizer.groups] == [0.0, 0.3]
+
+
+def test_a_resumed_optimiser_keeps_the_exact_ratio():
+    def new():
+        a, b, c = make((2,), (3,), (4,))
+        return optim.SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.3}, {"params": [c], "lr": 0.7}], lr=1)
+
+    whole, resumed = new(), new()
+    rates = [0.123, 0.0456, 0.0, 0.0078]
+    for i, rate in enumerate(rates):
+        whole.lr = rate
+        if i == 2:
+            resumed.load_state_dict(whole.state_dict())
+    assert [group["lr"] for group in resumed.groups] == [0, 0, 0]
+    resumed.lr = rates[-1]
+    assert [g["lr"] for g in resumed.groups] == [g["lr"] for g in whole.groups]  # bit for bit
+
+
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_repr(kind, options):
+    text = repr(kind([{"params": make((2,), (3,)), "weight_decay": 0.5}, {"params": make((4,))}], **options))
+    assert text.startswith(f"{kind.__name__}(2 parameters, lr=")
+    assert "weight_decay=0.5" in text
+    assert "; 1 parameters, lr=" in text
+    assert len(text) < 250
+
+
+def test_a_model_is_not_its_parameters():
+    with pytest.raises(TypeError, match=r"Adam: got the Linear itself, expected model.parameters\(\)"):
+        optim.Adam(nn.Linear(2, 2))

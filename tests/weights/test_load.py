@@ -183,3 +183,10 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path, state, message):
     with pytest.raises(mr.WeightsError, match=message):
         mr.save_weights(state, tmp_path / "x.pth")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_only_checkpoints_have_keys(tmp_path, suffix):
+    mr.save_weights({"a": np.zeros(2)}, tmp_path / f"x{suffix}")
+    with pytest.raises(mr.WeightsError, match="key is 'model', but the file is not one of PyTorch's checkpoints"):
+        mr.load_weights(tmp_path / f"x{suffix}", key="model")

@@ -192,7 +192,7 @@ def _model_and_batch(depth: int, batch: int, size: int) -> tuple[nn.Module, Any,
     import cupy
 
     mr.manual_seed(0)
-    model = models.build(depth, 10, zero_init_last=depth != 20)
+    model = models.build(depth, 10, "cifar", zero_init_last=depth != 20)
     labels = np.random.default_rng(0).integers(0, 10, batch)
     return model, random((batch, size, size, 3)), cupy.asarray(labels)
 

@@ -151,7 +151,7 @@ def _events() -> Iterator[list[tuple[str, Any, Any]]]:
 
 @functools.cache
 def _floor(depth: int, size: int, batch: int, precision: str, gpu: str) -> float:
-    model = models.build(depth, 10)
+    model = models.build(depth, 10, "cifar")
     return roofline.step_cost(model, size, batch, precision, roofline.gpu_named(gpu), columns=False).seconds
 
 
@@ -180,7 +180,7 @@ def _layers(nets: Sequence[tuple[int, int]], image: int) -> Iterator[tuple[int, 
     out."""
     seen = set()
     for depth, batch in nets:
-        for layer in roofline.layers(models.build(depth, 10), image):
+        for layer in roofline.layers(models.build(depth, 10, "cifar"), image):
             shape = (batch, layer.kernel, layer.channels, layer.outputs, layer.stride, layer.size)
             if not layer.is_product and shape not in seen and layer.channels >= 8:
                 seen.add(shape)
