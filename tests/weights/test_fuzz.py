@@ -85,7 +85,9 @@ def fuzz(path: Path, content: bytes) -> None:
 
     one_file()
     assert sum(seen.values()) >= EXAMPLES
-    assert min(seen.values()) >= 10, seen  # both happened: the damage was neither harmless nor total
+    # Both happened: the damage was neither harmless nor total. Of 800 files 9 to 27 load. Which ones are drawn changes
+    # with the modules imported so far: hypothesis takes constants from their source.
+    assert min(seen.values()) >= 3, seen
 
 
 def test_damaged_files(kind, state, make, tmp_path):
