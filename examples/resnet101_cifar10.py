@@ -12,12 +12,12 @@
 # # ResNet-101 on CIFAR-10, in six steps
 #
 # Transfer learning: a network that has learnt to tell the thousand classes of ImageNet apart gets a new last layer, and
-# learns the ten classes of CIFAR-10. The six steps are those of the usual PyTorch example. The lines that PyTorch takes
-# stand above the lines that minires takes. Below these lines there is no PyTorch: every operation is NumPy on a CPU or
-# CuPy on an NVIDIA GPU, in source code that you can read.
+# learns the ten classes of CIFAR-10. The six steps are those of the usual PyTorch example. Each step quotes the lines
+# that PyTorch takes, and then takes the lines of minires. minires needs no PyTorch: every operation is NumPy on a CPU,
+# or CuPy on an NVIDIA GPU, in source code that you can read.
 #
-# Two things differ everywhere. Images are `(N, H, W, C)`, channels last. Arrays are NumPy's or CuPy's, and
-# `mr.Tensor(array)` lets a gradient flow through one.
+# What differs everywhere: images are `(N, H, W, C)`, channels last; arrays are NumPy's or CuPy's, and
+# `mr.Tensor(array)` lets a gradient flow through one; `axis` is NumPy's name for `dim`.
 #
 # *On Colab* choose a runtime with a GPU, where CuPy is installed already. The next cell installs minires from the
 # checkout that this notebook lies in.
@@ -106,7 +106,7 @@ train_loader
 # ```
 #
 # `weights="imagenet"` is torchvision's own file, downloaded once and checked. This is the network, stage by stage. Each
-# of its 33 blocks computes `H(x) = F(x) + x`.
+# of its 33 blocks computes `H(x) = F(x) + x`. Without the file, ResNet-18 takes its place here.
 
 # %%
 models.stages(models.resnet101())
@@ -153,7 +153,7 @@ optimizer
 #     print(f"Epoch {epoch + 1}/{num_epochs}, Loss: {running_loss / len(train_loader):.4f}")
 # ```
 #
-# The same lines. The loader has put the batch on the device already.
+# The lines of the loop are the same, but for `mr.Tensor(inputs)`. The loader has put the batch on the device already.
 
 # %%
 losses = []
@@ -181,6 +181,7 @@ plt.plot(range(1, num_epochs + 1), losses, marker="o")
 plt.xticks(range(1, num_epochs + 1))
 plt.xlabel("epoch")
 plt.ylabel("training loss")
+plt.show()
 # %% [markdown]
 # ## Step 6: evaluate
 #

@@ -104,6 +104,8 @@ class Tensor(Operators):
         if isinstance(data, Tensor):
             data = data.data
         elif not hasattr(data, "dtype"):
+            if isinstance(data, (list, tuple)) and any(isinstance(part, Tensor) for part in data):
+                raise TypeError("Tensor: data is a list of tensors, expected numbers; F.stack(tensors) joins tensors")
             data = np.asarray(data)
             data = data.astype(np.float32) if data.dtype == np.float64 else data
         self.data = module_of(data).asarray(data)
@@ -278,7 +280,7 @@ class Tensor(Operators):
         return bool(self.data)
 
     def __float__(self) -> float:
-        return float(self.data)
+        return float(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The numbers for NumPy, Pillow and matplotlib; copied from the GPU. No gradient flows through them."""

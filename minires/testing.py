@@ -322,7 +322,7 @@ def _functional_form(layer: Module, own: list[Parameter], call: Callable) -> Cal
         for module, original in pairs:
             for name, value in vars(original).items():
                 if isinstance(value, Parameter):
-                    setattr(module, name, parameters[place[id(value)]])
+                    vars(module)[name] = parameters[place[id(value)]]
                 elif name in module.buffer_names and _holds_floats(value):
                     setattr(module, name, value.astype(x.dtype))
         outputs = call(fresh, x)

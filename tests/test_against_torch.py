@@ -166,3 +166,39 @@ def test_optimizer_steps_equal_pytorch(name, options):
         torch_optimizer.step()
     for p, q in zip(ours, theirs):
         np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignore", [-100, 2])
+def test_cross_entropy_with_weights_and_ignored_labels(smoothing, weighted, ignore):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((8, 5)), np.array([0, 2, 4, 1, ignore, 3, 2, ignore])
+    weight = np.array([0.5, 1.0, 2.0, 4.0, 0.25]) if weighted else None
+    ours, theirs = mr.Tensor(logits, requires_grad=True), torch.tensor(logits, requires_grad=True)
+    loss = F.cross_entropy(ours, labels, smoothing, weight, ignore)
+    expected = torch.nn.functional.cross_entropy(
+        theirs, torch.tensor(labels), torch.tensor(weight) if weighted else None,
+        ignore_index=ignore, label_smoothing=smoothing,
+    )  # fmt: skip
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "abs", "clip", "interpolate"])
+def test_operations_beside_the_networks(name):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    ours, theirs = mr.Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    if name == "interpolate":
+        y = F.interpolate(ours, 2)
+        z = torch.nn.functional.interpolate(theirs.permute(0, 3, 1, 2), scale_factor=2).permute(0, 2, 3, 1)
+    else:
+        y = getattr(F, name)(ours, -0.5, 0.7) if name == "clip" else getattr(F, name)(ours)
+        z = theirs.clamp(-0.5, 0.7) if name == "clip" else getattr(torch, name)(theirs)
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    np.testing.assert_allclose(y.data, z.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), rtol=1e-12)

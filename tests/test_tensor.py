@@ -592,6 +592,23 @@ def test_the_first_loop_of_every_tutorial():
     assert w.item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("change", ["w **= 2", "w @= m"])
+def test_the_other_assignments(change):
+    names = {"w": mr.nn.Parameter(np.float32([[1, 2], [3, 4]])), "m": np.eye(2, dtype=np.float32)}
+    with pytest.raises(RuntimeError, match="would make a new tensor"):
+        exec(change, names)
+
+
+def test_a_frozen_parameter_stays_one():
+    """As where an average of weights is kept: a *= 0.9; a += 0.1 * b."""
+    layer = mr.nn.Linear(2, 2).requires_grad_(False)
+    weight, before = layer.weight, layer.weight.numpy().copy()
+    with mr.no_grad():
+        layer.weight *= 0.5
+    assert layer.weight is weight
+    np.testing.assert_array_equal(weight.data, before / 2)
+
+
 def test_what_is_no_weight_may_be_assigned_to():
     """A loss that is added up, with its gradient."""
     w = Tensor([3.0], requires_grad=True)
@@ -607,5 +624,46 @@ def test_every_operator_is_declared_where_editors_look():
     from minires.functional.operators import Operators
 
     public = [name for name in vars(Operators) if callable(vars(Operators)[name]) or name == "T"]
+    assert "__and__" in public
     assert {"__add__", "__rsub__", "__eq__", "__isub__", "sum", "reshape", "T"} <= set(public)
     assert all(vars(Tensor)[name] is vars(Operators)[name] for name in public)
+
+
+def test_a_list_of_tensors_would_lose_their_gradients():
+    x = Tensor([1.0], requires_grad=True)
+    for make in (lambda: Tensor([x, x]), lambda: x * [x, x]):
+        with pytest.raises(TypeError, match=r"data is a list of tensors, expected numbers; F.stack\(tensors\)"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda x: np.where(x.data > 0, x, 0), lambda x: np.stack([x, x]), np.mean, np.linalg.norm, lambda x: np.dot(x, x)],
+)
+def test_numpy_does_not_take_a_gradient_away(call):
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match=r"^np.\w+: no gradient would flow through NumPy"):
+        call(x)
+    expected = call(Tensor(x.data))  # without a gradient it is an array like any other
+    assert not isinstance(expected, Tensor)
+    with mr.no_grad():
+        np.testing.assert_array_equal(call(x), expected)
+
+
+def test_a_loss_can_be_printed_and_masks_combined():
+    x = Tensor([1.0, 2.0, 3.0])
+    assert f"{x.mean():.3f}" == "2.000"
+    assert f"{x}" == str(x)
+    assert ((x > 1) & (x < 3)).data.tolist() == [False, True, False]
+    assert ((x > 2) | (x < 2)).data.tolist() == [True, False, True]
+    assert (~(x > 1)).data.tolist() == [True, False, False]
+
+
+def test_spellings_of_pytorch():
+    x = Tensor([1.0])
+    with pytest.raises(AttributeError, match=r"Tensor has no attribute 'view'; write x.reshape\(...\)"):
+        x.view(1, 1)
+    with pytest.raises(AttributeError, match=r"Parameter has no attribute 'nonsense'$"):
+        _ = mr.nn.Parameter(np.ones(1)).nonsense
+    assert not hasattr(x, "unsqueeze")
+    assert getattr(x, "cuda", None) is None

@@ -139,7 +139,7 @@ def predict(parser: cli.Parser, args: Namespace) -> int:
             sys.stdout.reconfigure(errors=errors)
         _write(results(), args.format, sys.stdout)
     if skipped:
-        _note(f"{skipped} of {len(files)} files skipped, because they are no images")
+        _note(f"{skipped} of {len(files)} files skipped")
     return 1 if skipped else 0
 
 

@@ -129,7 +129,7 @@ def open_classifier(
     path = imagenet_file(depth, log) if str(weights) == "imagenet" else weights_file(weights)
     model = from_weights(path, log)
     count, small = model.fc.out_features, model.conv1.kernel_size == (3, 3)
-    notes = _notes(path)
+    notes = _notes(path, log)
     mean, std, names = IMAGENET_MEAN, IMAGENET_STD, None
     if "mean" in notes:
         mean, std = notes["mean"], notes["std"]
@@ -139,6 +139,10 @@ def open_classifier(
         names = tuple(classes)
     elif len(notes.get("classes", ())) == count:
         names = tuple(map(str, notes["classes"]))
+    elif "classes" in notes:
+        raise WeightsError(
+            f"{path}: has {count} classes, its notes name {len(notes['classes'])}; give names (--classes)"
+        )
     elif count == 1000:
         names = imagenet_classes()
         if str(weights) != "imagenet":
@@ -162,7 +166,7 @@ def open_classifier(
     return Classifier(fold(model).to(device), Preparation(resize, size, tuple(mean), tuple(std)), names)
 
 
-def _notes(path: Path) -> dict[str, Any]:
+def _notes(path: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """The notes of a run beside the weights (config.json) and in their file; {} for files from elsewhere."""
     notes: dict[str, Any] = {}
     for text in (_config(path), read_metadata(path).get("minires", "{}")):
@@ -173,13 +177,20 @@ def _notes(path: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             notes |= found.get("settings", {}) if isinstance(found.get("settings"), dict) else {}
             notes |= found
-    if not all(isinstance(notes.get(name), list) and len(notes[name]) == 3 for name in ("mean", "std")):
-        notes.pop("mean", None)  # mean and std are only used together
-    if not isinstance(notes.get("classes"), list):
-        notes.pop("classes", None)
-    if type(notes.get("image_size")) is not int or notes["image_size"] < 1:  # True is an int too
-        notes.pop("image_size", None)
+    size = notes.get("image_size")
+    usable = {
+        "mean": all(_three_numbers(notes.get(name)) for name in ("mean", "std")),  # they are only used together
+        "classes": isinstance(notes.get("classes"), list),
+        "image_size": type(size) is int and size >= 1,  # True is an int too
+    }
+    for name in [name for name, is_usable in usable.items() if not is_usable]:
+        if notes.pop(name, None) is not None:
+            log(f"{path}: its note on {name} is not usable, as if there were none")
     return notes
+
+
+def _three_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
 
 
 def _config(path: Path) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,7 @@ class Dataset:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
-    def notes(self, image_size: int | None = None) -> dict[str, Any]:
+    def notes(self, image_size: int | None = None) -> dict[str, object]:
         """What `minires predict` has to know of the training images, to go with the weights: `mr.save_weights(model,
         path, notes=dataset.notes())`. The name, the classes, mean, std, and the size, or `image_size` if resized."""
         height, width = self.train_images.shape[1:3]

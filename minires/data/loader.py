@@ -58,10 +58,11 @@ class Loader:
                 f"images: {images.shape} with {len(mean)} means and {len(std)} stds, expected one of each per channel, "
                 "channels last: (N, H, W, C)"
             )
+        labels = np.asarray(labels)
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(f"labels: {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
-        if not all(value > 0 for value in std):
-            raise ValueError(f"std: {std}, expected positive numbers")
+        if not all(value > 0 for value in std) or not all(0 <= value <= 1 for value in mean):
+            raise ValueError(f"mean {mean}, std {std}: expected 0 <= mean <= 1 and std > 0, where a pixel is 0 to 1")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),

@@ -22,6 +22,8 @@ def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
         return value
     if not (hasattr(value, "dtype") or isinstance(value, (Number, list, tuple))):
         raise TypeError(f"expected a Tensor, an array or a number beside a Tensor, got {value!r:.50}")
+    if isinstance(value, (list, tuple)):
+        Tensor(value)  # refuses tensors in a list
     if getattr(value, "ndim", None) is None or value.ndim == 0:
         fits = like.dtype.kind not in "iub" or (isinstance(value, int) and like.dtype.kind != "b")
         return Tensor(module_of(like.data).asarray(value, dtype=like.dtype if fits else None))

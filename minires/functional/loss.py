@@ -30,9 +30,8 @@ def cross_entropy(
                   of the labels' weights, not by N, as in PyTorch
     ignore_index  the label of rows that do not count: images, or pixels, that nobody has labelled
 
-    Raises `ValueError` for wrong shapes, an empty batch, labels out of range, and if no row counts; `TypeError` for
-    labels that are not integers, or logits that are. With `weight` None and `ignore_index` -100, labels on the GPU are
-    not looked at, since that would stop the GPU: -100 and a label out of range then make the loss NaN.
+    Raises `ValueError` for wrong shapes, labels out of range, nothing to average; `TypeError` for wrong dtypes. With
+    `weight` None and `ignore_index` -100, labels on the GPU are not looked at: a wrong one makes the loss NaN.
     """
     check_floating("cross_entropy", logits)
     labels = labels.data if isinstance(labels, Tensor) else labels

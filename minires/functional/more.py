@@ -5,6 +5,7 @@ Reading order: any time after shape.py and reduction.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from minires.device import Array, module_of, to_device
 from minires.functional.activation import log_softmax
 from minires.functional.arithmetic import as_tensor, check_floating, check_tensor, multiply, subtract, unbroadcast
-from minires.functional.reduction import Axis, mean, sum
+from minires.functional.reduction import Axis, mean, reduced_axes, sum
 from minires.functional.shape import concatenate, count_axes, reshape
 from minires.reference import Pair, pair
 from minires.tensor import Tensor
@@ -40,6 +41,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     if low is not None and high is not None and low > high:
         raise ValueError(f"clip: low is {low} and high {high}, expected low <= high")
     xp = module_of(x.data)
+    low, high = (limit.item() if isinstance(limit, np.generic) else limit for limit in (low, high))  # float32 stays so
 
     def backward(dy: Array) -> tuple[Array]:
         inside = xp.ones(x.shape, dtype=bool)
@@ -117,6 +119,7 @@ def squeeze(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """The tensors, all of one shape, joined along a new axis. Raises `ValueError` for different shapes."""
+    tensors = list(tensors)
     if not tensors:
         raise ValueError("stack: expected at least one tensor, got none")
     for tensor in tensors:
@@ -138,7 +141,7 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
     """
     deviation = subtract(x, mean(x, axis, keepdims=True))
     squares = sum(multiply(deviation, deviation), axis, keepdims)
-    count = x.size // max(squares.size, 1)
+    count = math.prod(x.shape[i] for i in reduced_axes(x, axis))
     if count <= ddof:
         raise ValueError(f"var: {count} values over axis {axis} of shape {x.shape}, ddof {ddof}; expected more values")
     return multiply(squares, 1.0 / (count - ddof))
@@ -169,13 +172,14 @@ def mse_loss(prediction: Tensor, target: Tensor | Array) -> Tensor:
 def weighted_cross_entropy(logits: Tensor, labels: Array, label_smoothing: float, weight: Array | Tensor) -> Tensor:
     """`cross_entropy` with a `weight` (K,), for logits (N, K) and labels (N,) that it has checked."""
     xp, (n, classes) = module_of(logits.data), logits.shape
-    weight = weight.data if isinstance(weight, Tensor) else np.asarray(weight) if isinstance(weight, list) else weight
+    weight = weight.data if isinstance(weight, Tensor) else weight
+    weight = weight if hasattr(weight, "dtype") else np.asarray(weight)
     if weight.shape != (classes,):
         raise ValueError(f"cross_entropy: weight has shape {weight.shape}, expected ({classes},), one per class")
     weight = to_device(weight, logits.device).astype(logits.dtype)
     total = weight[labels].sum()
-    if not total > 0:
-        raise ValueError("cross_entropy: the weights of the labels have the sum 0, expected more")
+    if not (weight.min() >= 0 and 0 < total < np.inf):
+        raise ValueError("cross_entropy: weight has negative or infinite numbers, or none but 0 for these labels")
     log_p = log_softmax(logits)
     loss = (log_p[xp.arange(n), labels] * (weight[labels] / total)).sum() * (label_smoothing - 1)
     if label_smoothing:

@@ -40,10 +40,13 @@ def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
     return Tensor.from_op(x.data.reshape(new_shape), (x,), backward)
 
 
-def flatten(x: Tensor) -> Tensor:
-    """(N, ...) -> (N, everything else in one axis)."""
+def flatten(x: Tensor, start_axis: int = 0) -> Tensor:
+    """All axes from `start_axis` on as one: 0 for all of x, as in NumPy, 1 for (N, ...) -> (N, features)."""
     check_tensor("flatten", x)
-    return reshape(x, x.shape[0], math.prod(x.shape[1:]))  # not -1, which is ambiguous for an empty batch
+    if not -x.ndim <= start_axis <= x.ndim:
+        raise ValueError(f"flatten: start_axis {start_axis} is out of range for shape {x.shape}")
+    kept = x.shape[:start_axis]
+    return reshape(x, (*kept, math.prod(x.shape[len(kept) :])))  # not -1, which is ambiguous for an empty batch
 
 
 def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
@@ -96,6 +99,7 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """The tensors joined along an existing axis. Raises `ValueError` for an axis that they lack."""
+    tensors = list(tensors)
     if not tensors:
         raise ValueError("concatenate: expected at least one tensor, got none")
     xp = module_of(tensors[0].data)

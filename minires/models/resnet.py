@@ -274,5 +274,4 @@ def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | Pa
 
 
 def _resnet(depth: int, num_classes: int, stem: str, weights: str | Path | None, options: dict) -> ResNet:
-    make = partial(ResNet, *CONFIGURATIONS[depth], num_classes, stem)
-    return pretrained.with_weights(make, depth, weights, options)
+    return pretrained.with_weights(partial(ResNet, *CONFIGURATIONS[depth], num_classes, stem), depth, weights, options)

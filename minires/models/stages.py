@@ -41,21 +41,22 @@ def stages(model: ResNet | CifarResNet, input_shape: tuple[int, int, int] | None
         ("conv1", f"{_kernel(conv)} convolution{stride}", shapes[conv], "1", _count(conv) + _count(model.bn1), text)
     ]
     counts = ["1"]  # of layers with weights
-    size, inputs = shapes[pool or conv][:2], conv.out_channels
+    inputs = conv.out_channels
     for number in range(1, 5):
         blocks = getattr(model, f"layer{number}", None)
         if blocks is None:
             break
         convolutions = [layer for layer, _ in blocks[0].layers()]
         kind = {2: "basic", 3: "bottleneck"}[len(convolutions)]
-        outputs, after = shapes[blocks][2], shapes[blocks][:2]
+        *size, outputs = shapes[blocks]
         text = f"{inputs} channels in, {outputs} out"
-        if after != size:
-            text += f"; the first block has stride {size[0] // after[0]}"
+        strides = [layer.stride for layer in convolutions if layer.stride != 1]
+        if strides:
+            text += f"; the first block has stride {strides[0]}"
         layers = f"{'' if blocks[0].shortcut else 'plain '}{kind} block ({', '.join(map(_kernel, convolutions))})"
         rows.append((f"conv{number + 1}_x", layers, shapes[blocks], str(len(blocks)), _count(blocks), text))
         counts.append(f"{len(blocks)}x{len(convolutions)}")
-        size, inputs = after, outputs
+        inputs = outputs
     rows.append(
         ("global pool", "average pooling", (1, 1, inputs), "-", 0, f"the mean of {size[0]}x{size[1]} positions")
     )

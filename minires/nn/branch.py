@@ -8,9 +8,9 @@ from __future__ import annotations
 import minires.functional as F
 from minires import kernels
 from minires.functional.arithmetic import check_floating
+from minires.nn.advice import arises_in
 from minires.nn.fused import fused_branch
 from minires.nn.layers import Layers
-from minires.nn.module import arises_in
 from minires.tensor import Tensor
 
 

@@ -17,8 +17,9 @@ from minires import kernels
 from minires.device import Array
 from minires.functional.convolution import check_conv2d
 from minires.functional.normalization import check_batch_norm
+from minires.nn.advice import arises_in
 from minires.nn.layers import BatchNorm2d, Conv2d, FoldedBatchNorm2d, Layers
-from minires.nn.module import Module, arises_in
+from minires.nn.module import Module
 from minires.reference import Geometry, output_size
 from minires.tensor import Tensor, is_grad_enabled
 

@@ -17,6 +17,7 @@ import numpy as np
 import minires.functional as F
 from minires import kernels
 from minires.device import Array
+from minires.nn import advice
 from minires.nn.init import fans, uniform_
 from minires.nn.module import Module, Parameter
 from minires.reference import Geometry, Pair, pair
@@ -52,6 +53,7 @@ class Conv2d(Module):
             raise ValueError(f"Conv2d: groups={groups} must divide in_channels={in_channels} and {out_channels=}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = pair("kernel_size", kernel_size, 1)
+        _ = pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)  # raise ValueError
         self.stride, self.padding, self.dilation = stride, padding, dilation
         shape = (*self.kernel_size, in_channels // groups, out_channels)
         self.weight = Parameter(np.empty(shape, np.float32))
@@ -209,7 +211,7 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N, features)."""
-        return F.flatten(x)
+        return F.flatten(x, 1)
 
 
 class Dropout(Module):
@@ -239,7 +241,7 @@ class Identity(Module):
 
 
 class ModuleList(Module):
-    """Modules in a list, to be called by hand: `layers[i]`, `len(layers)`, iteration and `append` work as for a list.
+    """Modules in a list, to be called by hand: indices, slices, `len`, iteration and `append` work as for a list.
 
     In a list of Python's a module would be no part of the network: not trained, not moved, not saved.
     Raises `TypeError` for anything but Modules.
@@ -253,13 +255,9 @@ class ModuleList(Module):
     def append(self, module: Module) -> None:
         """Add a module at the end."""
         if not isinstance(module, Module):
-            kind = type(module).__name__
-            advice = f"got a {kind}; a function needs a layer around it, such as nn.ReLU()"
-            if isinstance(module, (list, tuple)):
-                advice = f"got a {kind}; pass a list as nn.Sequential(*layers) or nn.ModuleList(layers)"
-            elif isinstance(module, type):
-                advice = f"got the class {module.__name__}; make a layer of it, {module.__name__}(...)"
-            raise TypeError(f"{type(self).__name__}: element {len(self)} is not a Module: {advice}")
+            raise TypeError(
+                f"{type(self).__name__}: element {len(self)} is not a Module but {advice.no_module(module)}"
+            )
         setattr(self, str(len(self)), module)  # named "0", "1", ... as in PyTorch
 
     def __iter__(self) -> Iterator[Module]:
@@ -268,8 +266,11 @@ class ModuleList(Module):
     def __len__(self) -> int:
         return len(list(self.named_children()))
 
-    def __getitem__(self, index: int) -> Module:
-        return list(self)[index]
+    def __getitem__(self, index: int | slice) -> Module:
+        found = list(self)[index]
+        if isinstance(index, slice):
+            return Sequential(*found) if isinstance(self, Sequential) else ModuleList(found)
+        return found
 
 
 class Sequential(ModuleList):

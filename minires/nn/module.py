@@ -9,7 +9,6 @@ Reading order: after functional/pooling.py. Next: init.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minires.device import Array, check_device, module_of, to_device
+from minires.nn import advice
 from minires.tensor import Tensor
 
 
@@ -27,12 +27,6 @@ class Parameter(Tensor):
 
     def __init__(self, data: Array):
         super().__init__(data, requires_grad=True)
-
-
-def arises_in(layer: Module, error: Exception) -> None:
-    """Note on `error` that it arises in `layer`, unless it is known to arise in one further inside."""
-    text = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], str) else None
-    error.__dict__.setdefault("arises_in", (layer, text))
 
 
 class Module:
@@ -57,6 +51,13 @@ class Module:
     def __init__(self) -> None:
         self.training = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(vars(self).get(name), Parameter) and not (value is None or isinstance(value, Parameter)):
+            raise TypeError(
+                f"{name} is a Parameter, a {type(value).__name__} is not trained: assign nn.Parameter(array)"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The computation. Every subclass defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
@@ -65,22 +66,11 @@ class Module:
         try:
             output = self.forward(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            arises_in(self, error)
-            self._name_layer(error)
+            advice.name_layer(self, error)
             raise
         for observer in Module._observers:
             observer(self, args, output)
         return output
-
-    def _name_layer(self, error: Exception) -> None:
-        """Put the path of the layer that `error` arises in before its text: "layer3.1.conv2 (Conv2d): ...".
-
-        Every module on the way out does so anew, with the longer path that it knows.
-        """
-        layer, text = error.arises_in
-        path = next((name for name, module in self.named_modules() if module is layer), "")
-        if path and text is not None:
-            error.args = (f"{path} ({type(layer).__name__}): {text}",)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The sub-modules directly below this one."""
@@ -98,7 +88,6 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters, as (dotted name, parameter), each once even if used twice, as in PyTorch."""
-        self._warn_of_lists()
         seen = set()
         for name, module, attribute in self._named_state():
             value = getattr(module, attribute)
@@ -106,19 +95,9 @@ class Module:
                 seen.add(value)
                 yield name, value
 
-    def _warn_of_lists(self) -> None:
-        """A warning for modules and parameters in a list, tuple or dict of Python, which are no part of the network."""
-        known = {id(part) for module in self.modules() for part in (module, *vars(module).values())}
-        for path, module in self.named_modules():
-            for name, value in vars(module).items():
-                parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-                if any(isinstance(part, (Module, Parameter)) and id(part) not in known for part in parts):
-                    where = f"{path or type(self).__name__}.{name}"
-                    text = f"{where} is a {type(value).__name__}: what is in it is not trained; use nn.ModuleList"
-                    warnings.warn(text, stacklevel=2)
-
     def parameters(self) -> Iterator[Parameter]:
-        """All parameters."""
+        """All parameters. Warns of those in a list of Python, which nobody finds."""
+        advice.warn_of_lists(self, (Module, Parameter))
         return (parameter for _, parameter in self.named_parameters())
 
     def _named_state(self) -> Iterator[tuple[str, Module, str]]:
@@ -220,13 +199,13 @@ class Module:
 
     def requires_grad_(self, flag: bool = True) -> Module:
         """Train (True) or freeze (False) all parameters of this module."""
-        for parameter in self.parameters():
+        for _, parameter in self.named_parameters():
             parameter.requires_grad = flag
         return self
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for parameter in self.parameters():
+        for _, parameter in self.named_parameters():
             parameter.zero_grad()
 
     def __repr__(self) -> str:

@@ -5,6 +5,8 @@ Reading order: any time after layers.py.
 
 from __future__ import annotations
 
+import numpy as np
+
 import minires.functional as F
 from minires.device import Array
 from minires.nn.layers import BatchNorm2d
@@ -41,6 +43,8 @@ class AdaptiveAvgPool2d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,H,W,C) -> (N,*output_size,C)."""
+        if x.ndim != 4:
+            raise ValueError(f"AdaptiveAvgPool2d: input has shape {x.shape}, expected (N,H,W,C)")
         (h, w), (height, width) = self.output_size, x.shape[1:3]
         if height % h or width % w:
             raise ValueError(f"AdaptiveAvgPool2d: {h}x{w} windows do not divide an image of {height}x{width}")
@@ -73,6 +77,8 @@ class CrossEntropyLoss(Module):
 
     def __init__(self, weight: Array | None = None, ignore_index: int = -100, label_smoothing: float = 0.0):
         super().__init__()
+        if isinstance(weight, (Tensor, str)) or not hasattr(ignore_index, "__index__") or np.ndim(weight) > 1:
+            raise TypeError("CrossEntropyLoss: takes its settings; the loss is nn.CrossEntropyLoss()(logits, labels)")
         self.weight, self.ignore_index, self.label_smoothing = weight, ignore_index, label_smoothing
 
     def forward(self, logits: Tensor, labels: Array | Tensor) -> Tensor:

@@ -127,14 +127,17 @@ class Table:
 def summary(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -> Summary:
     """Run one image of zeros, (H, W, C) = input_shape, through `model` and note the output of each layer.
 
-    input_shape  default: the model's own `input_shape`, or else (224, 224, 3)
+    input_shape  of any number of axes, such as (20,) for 20 features; default: the model's own `input_shape`, or else
+                 what its first layer suggests: (in_features,) or (224, 224, in_channels)
 
     The model is not changed. Raises what the model raises for an unsuitable input.
     """
     if input_shape is None:
-        input_shape = getattr(model, "input_shape", (224, 224, 3))
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"summary: input_shape is {input_shape}, expected (height, width, channels)")
+        first = next((m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))), None)
+        guess = (first.in_features,) if isinstance(first, nn.Linear) else (224, 224, getattr(first, "in_channels", 3))
+        input_shape = getattr(model, "input_shape", guess)
+    if not input_shape or min(input_shape) < 1:
+        raise ValueError(f"summary: input_shape is {input_shape}, expected such as (height, width, channels)")
     names = {module: name for name, module in model.named_modules()}
     rows = []
 

@@ -8,6 +8,7 @@ Reading order: after models/resnet_cifar.py. Next: schedules.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -57,7 +58,9 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)} in a group")
             self._check(group)
         self.steps = 0
-        self._scheduled: list[float] = []  # the rates that assigning `lr` has left
+        self._ratios = [1.0 for _ in self.groups]
+        self._scheduled, self._reference = [math.nan for _ in self.groups], 1.0
+        self._note_ratios()
         self._prepared_lr: dict[int, float | Array] = {}  # by group: its rate as the updates take it
         self._flatten()
 
@@ -85,19 +88,27 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate, of the group with the largest. Assigning it sets that rate; the rates of the other groups
-        keep their ratio to it, as they were made or last changed in `groups`."""
+        """The largest learning rate of all groups. Assigning it, as a schedule does, keeps the ratios of the groups'
+        rates; a rate that was changed by hand, in `groups`, has a new ratio to the others from then on."""
         return max(group["lr"] for group in self.groups)
 
     @lr.setter
     def lr(self, value: float) -> None:
-        rates = [group["lr"] for group in self.groups]
-        if rates != self._scheduled:  # else the old ratios are the exact ones, also where the rates have come to be 0
-            largest = max(rates)
-            self._ratios = [rate / largest if largest else 1.0 for rate in rates]
+        self._note_ratios()
         for group, ratio in zip(self.groups, self._ratios):
+            self._check({**group, "lr": value})
             group["lr"] = value * ratio
         self._scheduled = [group["lr"] for group in self.groups]
+        self._reference = value or self._reference
+
+    def _note_ratios(self) -> None:
+        """Note the ratios of the rates that somebody changed since `lr` was assigned, to the rate that was assigned."""
+        rates = [group["lr"] for group in self.groups]
+        changed = [rate != before for rate, before in zip(rates, self._scheduled)]
+        if all(changed) and max(rates) > 0:  # a new beginning
+            self._reference = max(rates)
+        self._ratios = [r / self._reference if c else old for r, c, old in zip(rates, changed, self._ratios)]
+        self._scheduled = rates
 
     def zero_grad(self) -> None:
         """Forget all gradients. Without this call the next backward adds to the old gradients."""
@@ -127,7 +138,8 @@ class Optimizer:
             if p.data is not view:
                 raise RuntimeError(
                     f"{type(self).__name__}: a parameter of shape {p.shape} got a new array after the optimiser was "
-                    "made; call model.to(...) first and make the optimiser then"
+                    "made, by model.to(...), another optimiser or w.data = ...; make the optimiser last, and change "
+                    "weights in place: w.data[...] = ..."
                 )
             if p.grad is not None and p.grad is not p.grad_buffer:  # the caller assigned p.grad
                 p.grad_buffer[...] = p.grad
@@ -163,11 +175,9 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: {name} is {group[name]}, expected a number >= 0")
 
     def __repr__(self) -> str:
-        groups = []
-        for group in self.groups:
-            settings = ", ".join(f"{name}={value!r}" for name, value in group.items() if name != "params")
-            groups.append(f"{len(group['params'])} parameters, {settings}")
-        return f"{type(self).__name__}({'; '.join(groups)})"
+        groups = [{**group, "params": len(group["params"])} for group in self.groups]
+        text = "; ".join(", ".join(f"{name}={value!r}" for name, value in group.items()) for group in groups)
+        return f"{type(self).__name__}({text})"
 
     def __reduce_ex__(self, protocol: int) -> NoReturn:
         raise TypeError(
@@ -201,10 +211,13 @@ class Optimizer:
         for group, lr in zip(self.groups, rates):
             self._check({**group, "lr": lr})
         arrays = {name: module_of(own).asarray(state[name], dtype=own.dtype) for name, own in self.state.items()}
-        self.lr = self.lr  # the ratio of the groups' rates is that of this optimiser's making
         self.steps = steps  # from here on nothing can fail
-        for group, lr in zip(self.groups, rates):
+        self._note_ratios()
+        self._reference = max(rates) or self._reference
+        for i, (group, lr) in enumerate(zip(self.groups, rates)):
             group["lr"] = lr
+            if max(rates) > 0 and not math.isclose(lr, self._ratios[i] * max(rates)):  # was changed by hand
+                self._ratios[i] = lr / max(rates)
         self._scheduled = rates
         for name, array in arrays.items():
             self.state[name][...] = array

@@ -171,7 +171,8 @@ class Loop:
             if self.stop.reason():
                 break
 
-        if evaluation is None and not self.stop.interrupted:  # there was nothing left to train
+        if evaluation is None and not self.stop.interrupted:
+            self.log(f"{training.epoch} epochs are done: nothing is left to train of {self.epochs}")
             evaluation = self.evaluate()
         if self.stop.interrupted:
             if self.folder:

@@ -127,7 +127,11 @@ def save_weights(
     `WeightsError` for another suffix or for what the format cannot hold, and `OSError` when the file cannot be written.
     """
     if notes:
-        metadata = {**(metadata or {}), "minires": json.dumps(dict(notes))}
+        try:
+            text = json.dumps(dict(notes), default=lambda array: array.tolist())
+        except (TypeError, ValueError, AttributeError) as error:
+            raise WeightsError(f"{path}: notes are not what JSON can hold ({error})") from None
+        metadata = {**(metadata or {}), "minires": text}
     path = Path(path)
     if path.suffix not in WRITTEN:
         raise WeightsError(f"{path}: unknown kind of file {path.suffix!r}, expected {', '.join(WRITTEN)}")

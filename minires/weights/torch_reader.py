@@ -34,6 +34,7 @@ from minires.weights.mapped import BFLOAT16, WeightsError, check_shape, item_byt
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 
+OF_TRAINING = re.compile(r"(^|_)(optim|optimizer|sched|scheduler|scaler)s?(_|$)")
 MOST_LEVELS = 4  # of dicts in dicts, in which weights are looked for
 # Where checkpoints of training runs usually keep the state dict, beside the epoch and the optimiser.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
@@ -304,11 +305,12 @@ def select(path: Path, content: Any, key: str | None, log: Callable[[str], None]
     """The state dict in what was unpickled: `content` itself, or a dict inside.
 
     `key` says which dict. With None it is the only one that holds tensors; of several, the only one with a usual name
-    (WRAPPERS), or else `content` itself. `log` is told. Raises `WeightsError`, with the candidates, for anything else.
+    (WRAPPERS), or else `content` itself if none holds more tensors. `log` is told. Raises `WeightsError`, with the
+    candidates, for anything else.
     """
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {_kind(content)}, expected a state dict: names and tensors")
-    found = _dicts_of_tensors(content)
+    found = _dicts_of_tensors(content, key)
     listed = ", ".join(f"{name!r:.80} ({_tensors(inside)} tensors)" for name, inside in list(found.items())[:8] if name)
     if key is not None:
         if key not in found:
@@ -319,7 +321,8 @@ def select(path: Path, content: Any, key: str | None, log: Callable[[str], None]
         raise WeightsError(f"{path}: has no tensors, only {kinds or 'an empty dict'}")
     else:
         usual = [name for name in found if name and set(name.split(".")) <= set(WRAPPERS)]
-        likely = [*found] if len(found) == 1 else usual or [name for name in found if name == ""]
+        most = max(map(_tensors, found.values()))
+        likely = [*found] if len(found) == 1 else usual or [n for n in found if n == "" and _tensors(found[n]) == most]
         if len(likely) != 1:
             raise WeightsError(f"{path}: has tensors under several keys: {listed}; say key=... to load_weights")
         (chosen,) = likely
@@ -334,10 +337,11 @@ def select(path: Path, content: Any, key: str | None, log: Callable[[str], None]
     return state
 
 
-def _dicts_of_tensors(content: dict) -> dict[str, dict]:
+def _dicts_of_tensors(content: dict, key: str | None) -> dict[str, dict]:
     """The dicts in `content` that hold weights, by the path of their keys: "" for `content`, "model.state_dict", ...
 
-    A dict of single numbers is none, such as {"best_acc1": ...}, nor is what an optimiser keeps, under numbers.
+    A dict of single numbers is none, such as {"best_acc1": ...}. What an optimiser keeps is none: under numbers, or a
+    name such as "optimizer_state", unless that is the `key`.
     """
     found, single, seen, waiting = {}, {}, {id(content)}, [("", content)]
     while waiting:
@@ -348,7 +352,7 @@ def _dicts_of_tensors(content: dict) -> dict[str, dict]:
         elif tensors:
             single[path] = inside
         for name, value in inside.items():
-            of_training = type(name) is not str or re.search("optim|sched|scaler", name)
+            of_training = type(name) is not str or (key is None and OF_TRAINING.search(name))
             if isinstance(value, dict) and not of_training and id(value) not in seen and path.count(".") < MOST_LEVELS:
                 seen.add(id(value))  # a pickle can hold a dict that holds itself
                 waiting.append((f"{path}.{name}" if path else name, value))

@@ -241,6 +241,28 @@ def test_a_loop_of_ones_own_takes_the_notes_of_the_data_set(tmp_path, way, image
         mr.save_weights(model, tmp_path / "x.npz", notes=notes)
 
 
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"mean": 0.5, "std": 0.5}, "its note on mean is not usable"),
+        ({"mean": ["x"] * 3, "std": [1, 1, 1]}, "its note on mean is not usable"),
+        ({"image_size": [64, 64]}, "its note on image_size is not usable"),
+        ({"classes": {"0": "cat"}}, "its note on classes is not usable"),
+    ],
+)
+def test_notes_that_are_not_usable_are_named(tmp_path, notes, said):
+    _, lines = opened(tmp_path, models.resnet20(), metadata={"minires": json.dumps(notes)})
+    assert any(said in line for line in lines)
+
+
+def test_too_few_names_are_no_names_of_cifar_10(tmp_path):
+    with pytest.raises(mr.WeightsError, match=r"has 10 classes, its notes name 2; give names \(--classes\)"):
+        opened(tmp_path, models.resnet20(), metadata={"minires": json.dumps({"classes": ["cat", "dog"]})})
+    with pytest.raises(mr.WeightsError, match="notes are not what JSON can hold"):
+        mr.save_weights(models.resnet20(), tmp_path / "x.safetensors", notes={"classes": {1, 2}})
+    mr.save_weights(models.resnet20(), tmp_path / "x.safetensors", notes={"mean": np.float32([0.5, 0.5, 0.5])})
+
+
 @pytest.mark.parametrize("size", ["-5", "[32, 32]", '"32"', "0", "true"])
 def test_a_size_that_is_none_is_not_believed(tmp_path, size):
     classifier, _ = opened(tmp_path, models.resnet20(), f'{{"image_size": {size}}}')
@@ -253,6 +275,7 @@ def test_without_notes_it_is_assumed_aloud(tmp_path, config):
     assert classifier.classes == CIFAR10_CLASSES
     assert classifier.preparation.size == 32
     assert classifier.preparation.mean == (0.4914, 0.4822, 0.4465)
+    lines = [line for line in lines if "says nothing" in line]
     assert len(lines) == 3
     assert "says nothing of the size of its images, taken for 32x32" in lines[2]
     assert "says nothing of its 10 classes, taken for those of CIFAR-10" in lines[0]

@@ -162,7 +162,7 @@ def test_the_images_given_are_not_changed():
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "N >= 1"),
         ({"labels": np.zeros(22, np.int64)}, r"labels: int64 \(22,\), expected integers \(23,\)"),
         ({"labels": np.zeros(23)}, "labels: float64"),
-        ({"std": (0.2, 0.0, 0.2)}, "std: .* expected positive"),
+        ({"std": (0.2, 0.0, 0.2)}, "std .* expected 0 <= mean <= 1 and std > 0"),
         ({"std": (0.2, 0.2)}, "3 means and 2 stds"),
         ({"device": "tpu"}, "device: 'tpu'"),
     ],
@@ -192,3 +192,10 @@ def test_a_for_loop_is_an_epoch():
 
 def test_repr_is_short():
     assert repr(loader()) == ("Loader(4 batches of 5 of 23 images (8, 8, 3), train=True, augment=True, device='cpu')")
+
+
+def test_mean_and_std_are_of_pixels_from_0_to_1():
+    images, labels = numbered(4)
+    with pytest.raises(ValueError, match=r"mean \(127, 127, 127\), std .*: expected 0 <= mean <= 1"):
+        Loader(images, labels, 2, mean=(127, 127, 127), std=(50, 50, 50), train=True)
+    assert len(Loader(images, labels.tolist(), 2, mean=MEAN, std=STD, train=True)) == 2  # labels in a list

@@ -76,8 +76,10 @@ def test_a_wrong_weight_or_a_label_beside_the_ignored_one():
     logits, labels = Tensor(np.zeros((2, 3))), np.array([0, 2])
     with pytest.raises(ValueError, match=r"cross_entropy: weight has shape \(2,\), expected \(3,\), one per class"):
         F.cross_entropy(logits, labels, weight=np.ones(2))
-    with pytest.raises(ValueError, match="the weights of the labels have the sum 0"):
-        F.cross_entropy(logits, labels, weight=[0, 1, 0])
+    for weight in ([0, 1, 0], [1, -1, 1], [np.nan, 1, 1], [np.inf, 1, 1]):
+        with pytest.raises(ValueError, match="weight has negative or infinite numbers, or none but 0 for these labels"):
+            F.cross_entropy(logits, labels, weight=weight)
+    assert F.cross_entropy(logits, labels, weight=(1, 2, 3)).item() == pytest.approx(np.log(3))
     with pytest.raises(ValueError, match=r"cross_entropy: labels range over -100..2, expected 0..2"):
         F.cross_entropy(logits, np.array([-100, 2]), ignore_index=0)
     assert F.cross_entropy(logits, [-100, 1]).item() == pytest.approx(np.log(3))

@@ -47,6 +47,10 @@ def test_clip(xp, low, high, x):
     check_op(lambda x: x.clip(low, high), xp.asarray(x))
 
 
+def test_clip_keeps_float32():
+    assert Tensor(np.float32([1, 2])).clip(np.float64(0), np.float64(1)).dtype == np.float32
+
+
 def test_clip_at_its_limits_as_pytorch_does(xp):
     x = Tensor(xp.asarray([-2.0, -1.0, 0.0, 1.0, 2.0]), requires_grad=True)
     x.clip(-1, 1).backward(xp.ones(5))
@@ -125,6 +129,9 @@ def test_what_cannot_be_stacked():
         F.stack([x, x], 3)
     with pytest.raises(TypeError, match="stack: input is of type ndarray"):
         F.stack([np.zeros(2)])
+    for join in (F.stack, F.concatenate):  # a generator, and a tensor, whose rows are its parts
+        assert join(part for part in (x, x)).shape[0] in (2, 4)
+        assert join(x).data.size == 6
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -139,6 +146,10 @@ def test_var(xp, ddof, x, keepdims, data):
     y = Tensor(xp.asarray(x)).var(axis, keepdims, ddof)
     xp.testing.assert_allclose(y.data, x.var(axis=axis, keepdims=keepdims, ddof=ddof), rtol=1e-10, atol=1e-14)
     check_op(lambda x: x.var(axis, keepdims, ddof), xp.asarray(x))
+
+
+def test_var_of_an_empty_batch():
+    assert Tensor(np.zeros((0, 5))).var(axis=1).shape == (0,)
 
 
 @given(x=kink_free(shapes()), data=st.data())

@@ -26,12 +26,16 @@ def test_reshape(xp, x, data):
 
 @given(x=kink_free(shapes()))
 def test_flatten(xp, x):
-    assert F.flatten(Tensor(x)).shape == (x.shape[0], x.size // x.shape[0])
-    check_op(F.flatten, xp.asarray(x))
+    assert F.flatten(Tensor(x)).shape == (x.size,)
+    for start in range(-x.ndim, x.ndim):
+        kept = x.shape[: start % x.ndim]
+        assert F.flatten(Tensor(x), start).shape == (*kept, x.size // int(np.prod(kept)))
+        check_op(lambda x, start=start: F.flatten(x, start), xp.asarray(x))
 
 
 def test_flatten_of_an_empty_batch():
-    assert F.flatten(Tensor(np.zeros((0, 2, 3)))).shape == (0, 6)
+    assert F.flatten(Tensor(np.zeros((0, 2, 3))), 1).shape == (0, 6)
+    assert Tensor(1.0).flatten().shape == (1,)
 
 
 @given(x=kink_free(shapes(max_side=3)), data=st.data())

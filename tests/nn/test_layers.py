@@ -267,14 +267,12 @@ def test_a_frozen_residual_network_trains_as_in_evaluation():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: nn.Sequential(nn.Linear(1, 4), F.relu),
-            r"Sequential: element 1 is not a Module: got a function; .*ReLU",
-        ),
-        (lambda: nn.Sequential([nn.ReLU()]), r"element 0 is not a Module: got a list; .* nn.Sequential\(\*layers\)"),
-        (lambda: nn.Sequential(nn.Linear), r"element 0 is not a Module: got the class Linear; .* Linear\(...\)"),
-        (lambda: nn.ModuleList([nn.ReLU(), None]), "ModuleList: element 1 is not a Module: got a NoneType"),
-        (lambda: nn.ModuleList([nn.ReLU()]).append(3), "ModuleList: element 1 is not a Module: got a int"),
+        (lambda: nn.Sequential(nn.Linear(1, 4), F.relu), "Sequential: element 1 is not a Module but the function relu"),
+        (lambda: nn.Sequential([nn.ReLU()]), r"element 0 is not a Module but a list; .* nn.Sequential\(\*layers\)"),
+        (lambda: nn.Sequential({"a": nn.ReLU()}), r"element 0 is not a Module but a dict; .*\(\*layers.values\(\)\)"),
+        (lambda: nn.Sequential(nn.Linear), r"element 0 is not a Module but the class Linear; .* Linear\(...\)"),
+        (lambda: nn.ModuleList([nn.ReLU(), None]), "ModuleList: element 1 is not a Module but of type NoneType"),
+        (lambda: nn.ModuleList([nn.ReLU()]).append(3), "ModuleList: element 1 is not a Module but of type int"),
     ],
 )
 def test_what_is_no_module_is_refused(make, message):
@@ -299,6 +297,10 @@ def test_a_module_list_belongs_to_its_module():
     assert len(Net().layers) == 3
     assert isinstance(Net().layers[-1], nn.Linear)
     check_layer(Net, (2, 3))
+    assert isinstance(Net().layers[1:], nn.ModuleList)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert layers[:2](Tensor(np.ones((1, 3), np.float32))).shape == (1, 4)
+    assert layers[:1][0] is layers[0]
     with pytest.raises(NotImplementedError, match="ModuleList does not define forward"):
         Net().layers(Tensor([1.0]))
 
@@ -339,3 +341,18 @@ def test_losses_as_layers():
     assert nn.MSELoss()(logits, target).item() == F.mse_loss(logits, target).item()
     assert not list(criterion.parameters())
     assert not criterion.state_dict()
+
+
+@pytest.mark.parametrize("option", [{"padding": "same"}, {"stride": 0}, {"dilation": 0}, {"stride": (1, 2, 3)}])
+def test_the_settings_of_a_convolution_are_looked_at_when_it_is_made(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is "):
+        nn.Conv2d(1, 2, 3, **option)
+
+
+def test_a_loss_called_like_a_function():
+    with pytest.raises(TypeError, match=r"takes its settings; the loss is nn.CrossEntropyLoss\(\)\(logits, labels\)"):
+        nn.CrossEntropyLoss(Tensor(np.zeros((2, 3))), np.array([0, 1]))
+    with pytest.raises(TypeError, match="takes its settings"):
+        nn.CrossEntropyLoss(weight="balanced")
+    with pytest.raises(ValueError, match=r"AdaptiveAvgPool2d: input has shape \(2, 3\), expected \(N,H,W,C\)"):
+        nn.AdaptiveAvgPool2d(1)(Tensor(np.zeros((2, 3))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from contextlib import nullcontext
 
 import numpy as np
@@ -382,9 +383,85 @@ def test_a_list_of_layers_is_warned_of():
             self.known = (self.head, self.head.weight)  # a second name for what is part of the network
 
     with pytest.warns(
-        UserWarning, match="Net.blocks is a list: what is in it is not trained; use nn.ModuleList"
+        UserWarning, match="Net.blocks is a list: the Linear in it will not be trained; use nn.ModuleList"
     ) as found:
         list(Net().parameters())
     assert len(found) == 1
-    with pytest.warns(UserWarning, match="^0.blocks is a list"):
-        list(nn.Sequential(Net()).parameters())
+    assert found[0].filename == __file__  # where the parameters were asked for
+    with pytest.warns(UserWarning, match=r"^0.blocks is a list") as found:
+        optim.SGD(nn.Sequential(Net()).parameters(), lr=0.1)
+    assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [
+        ([(nn.Linear(2, 2), nn.Linear(2, 2))], "is a list: the Linear in it"),
+        ({"a": [nn.Linear(2, 2)]}, "is a dict: the Linear in it"),
+        ([nn.Parameter(np.ones(2, np.float32))], "the Parameter in it will not be trained; make it an attribute"),
+    ],
+)
+def test_containers_in_containers_are_looked_into(hidden, said):
+    layer = nn.Identity()
+    layer.hidden = hidden
+    with pytest.warns(UserWarning, match=said):
+        layer.parameters()
+
+
+def test_a_parameter_is_not_replaced_by_a_tensor_or_an_array():
+    layer = nn.Linear(3, 2)
+    for value in (np.zeros((3, 2), np.float32), Tensor(np.zeros((3, 2), np.float32), requires_grad=True)):
+        with pytest.raises(TypeError, match=r"weight is a Parameter, a .* is not trained: assign nn.Parameter"):
+            layer.weight = value
+    layer.weight = nn.Parameter(np.zeros((3, 2), np.float32))
+    layer.bias = None
+    assert list(layer.state_dict()) == ["weight"]
+
+
+def test_a_text_that_somebody_changed_is_left_alone(net):
+    class Middle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(9, 2)
+
+        def forward(self, x):
+            try:
+                return self.inner(x)
+            except ValueError as error:
+                error.args = (f"while in step 7: {error}",)
+                raise
+
+    net.fc = Middle()
+    with pytest.raises(ValueError, match=r"^while in step 7: inner \(Linear\)|^while in step 7: linear"):
+        net(Tensor(np.zeros((2, 6, 6, 3), np.float32)))
+
+
+def test_an_error_of_another_class_and_one_raised_twice(net):
+    class Missing(ValueError):
+        def __str__(self):
+            return f"field {self.args[0]!r} is missing"
+
+    shared = ValueError("shared")
+
+    class Raises(nn.Module):
+        def __init__(self, error):
+            super().__init__()
+            self.error = error
+
+        def forward(self, x):
+            raise self.error
+
+    with pytest.raises(Missing, match=r"^field 'image' is missing$"):
+        nn.Sequential(Raises(Missing("image")))(1)
+    with pytest.raises(ValueError, match=r"^0 \(Raises\): shared"):
+        nn.Sequential(Raises(shared))(1)
+    with pytest.raises(ValueError, match=r"^1 \(Raises\): shared"):
+        nn.Sequential(nn.Identity(), Raises(shared))(1)
+
+
+def test_an_error_can_be_pickled_without_the_layer():
+    with pytest.raises(ValueError, match="conv1") as caught:
+        models.resnet20()(Tensor(np.zeros((2, 8, 8, 5), np.float32)))
+    content = pickle.dumps(caught.value)
+    assert len(content) < 2000
+    assert str(pickle.loads(content)) == str(caught.value)

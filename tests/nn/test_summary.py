@@ -47,7 +47,9 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_wrong_shape():
-    with pytest.raises(ValueError, match=r"input_shape is \(32, 32\), expected \(height, width, channels\)"):
+    with pytest.raises(ValueError, match=r"input_shape is \(32, 0, 3\), expected such as \(height, width, channels\)"):
+        mr.summary(models.resnet20(), (32, 0, 3))
+    with pytest.raises(ValueError, match=r"conv1 \(Conv2d\): conv2d: input has shape \(1, 32, 32\)"):
         mr.summary(models.resnet20(), (32, 32))
 
 
@@ -65,7 +67,11 @@ def test_the_image_is_that_of_the_network():
         (models.resnet50(), (224, 224, 3)),
     ]:
         assert mr.summary(model).input_shape == shape
-    assert mr.summary(nn.Sequential(nn.Conv2d(3, 1, 1))).input_shape == (224, 224, 3)
+    assert mr.summary(nn.Sequential(nn.Conv2d(1, 1, 1))).input_shape == (224, 224, 1)
+    assert mr.summary(nn.Sequential(nn.ReLU())).input_shape == (224, 224, 3)
+    perceptron = nn.Sequential(nn.Linear(20, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert mr.summary(perceptron).input_shape == (20,)
+    assert mr.summary(perceptron, (7, 20)).rows[-1].output == (7, 2)
 
 
 def test_a_notebook_shows_the_table_and_a_terminal_one_line():
@@ -130,3 +136,10 @@ def test_the_table_of_other_networks(model, rows, sizes):
 def test_the_table_of_what_is_no_resnet():
     with pytest.raises(TypeError, match="stages: got a Linear, expected a ResNet or a CifarResNet"):
         models.stages(nn.Linear(2, 2))
+
+
+def test_the_strides_of_the_table_are_those_of_the_convolutions():
+    """Sizes do not say: 13 after 25 is a stride of 2, and 1 after 1 too."""
+    for size in (200, 8):
+        texts = [row[5] for row in models.stages(models.resnet18(), (size, size, 3)).rows[1:5]]
+        assert ["stride 2" in text for text in texts] == [False, True, True, True]

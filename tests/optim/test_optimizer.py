@@ -184,6 +184,40 @@ def test_a_schedule_keeps_the_ratio_of_the_groups_rates(kind, options):
     optimizer.groups[0]["lr"] = 1e-2  # changed by hand: the ratio is 1 from now on
     optimizer.lr = 0.5
     assert [group["lr"] for group in optimizer.groups] == [0.5, 0.5]
+    for value in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"lr is {value}, expected a number >= 0"):
+            optimizer.lr = value
+
+
+@pytest.mark.parametrize(
+    ("made", "steps", "expected"),
+    [
+        (
+            (0.001, 0.1),
+            [(1, 0.0), 0.1],
+            (0.001, 0.0),
+        ),  # freezing the head does not make the body a hundred times faster
+        ((0.1, 0.01), [0.0, (1, 0.01), 0.1], (0.1, 0.01)),  # a second phase after a cycle that ended at 0
+        ((0.1,), [(0, 0.02), 0.3], (0.3,)),
+        ((0.1, 0.1), [(0, 0.2), (1, 0.4), 0.8], (0.4, 0.8)),  # all changed: a new beginning
+    ],
+)
+def test_rates_changed_by_hand(made, steps, expected):
+    optimizer = optim.SGD([{"params": make((2,)), "lr": lr} for lr in made], lr=1)
+    for step in steps:
+        if isinstance(step, tuple):
+            optimizer.groups[step[0]]["lr"] = step[1]
+        else:
+            optimizer.lr = step
+    assert [group["lr"] for group in optimizer.groups] == pytest.approx(expected)
+
+
+def test_a_group_frozen_by_hand_stays_frozen_after_a_resume():
+    first, second = (optim.SGD([{"params": make((2,)), "lr": lr} for lr in (0.1, 0.01)], lr=1) for _ in range(2))
+    first.groups[1]["lr"] = 0.0
+    second.load_state_dict(first.state_dict())
+    first.lr = second.lr = 0.05
+    assert [g["lr"] for g in second.groups] == [g["lr"] for g in first.groups] == [0.05, 0]
 
 
 def test_a_group_with_rate_0_stays_there():
@@ -212,9 +246,9 @@ def test_a_resumed_optimiser_keeps_the_exact_ratio():
 @pytest.mark.parametrize(("kind", "options"), ALL)
 def test_repr(kind, options):
     text = repr(kind([{"params": make((2,), (3,)), "weight_decay": 0.5}, {"params": make((4,))}], **options))
-    assert text.startswith(f"{kind.__name__}(2 parameters, lr=")
+    assert text.startswith(f"{kind.__name__}(lr=")
     assert "weight_decay=0.5" in text
-    assert "; 1 parameters, lr=" in text
+    assert "params=2; lr=" in text
     assert len(text) < 250
 
 

@@ -81,6 +81,19 @@ def test_a_dict_that_holds_itself_and_dicts_without_end():
         chosen(deep)
 
 
+def test_a_single_tensor_beside_a_dict_of_weights_is_no_state():
+    for content in ({"params": STATE, "mean": WEIGHT}, {"generator": STATE, "step": WEIGHT}):
+        with pytest.raises(WeightsError, match="has tensors under several keys"):
+            chosen(content)
+    assert chosen({"params": STATE, "mean": WEIGHT}, "params")[0] == STATE
+
+
+@pytest.mark.parametrize("name", ["upscaler", "model_scheduled", "optimized_model"])
+def test_names_that_sound_like_an_optimisers(name):
+    assert chosen({name: STATE, "optimizer_state": {"exp_avg": WEIGHT}})[0] == STATE
+    assert chosen({"a": STATE, "lr_scheduler": dict(STATE)}, "lr_scheduler")[0] == STATE
+
+
 def test_names_must_be_texts():
     with pytest.raises(WeightsError, match="names are not text"):
         chosen({0: WEIGHT})
