@@ -58,7 +58,7 @@ class Node:
     output of an operation, unless a `backward` needs the output.
     """
 
-    __slots__ = ("backward", "dtype", "order", "parents", "qualname", "shape")
+    __slots__ = ("backward", "dtype", "name", "order", "parents", "shape")
     requires_grad = True
 
     def __init__(self, output: Array, parents: Sequence[Tensor], backward: Callable[[Array], Sequence[Array | None]]):
@@ -66,12 +66,7 @@ class Node:
         self.shape, self.dtype = output.shape, output.dtype
         self.parents: Sequence[Tensor | Node] = [(p.requires_grad and p.node) or p for p in parents]
         self.backward: Callable[[Array], Sequence[Array | None]] | None = backward
-        self.qualname = backward.__qualname__
-
-    @property
-    def name(self) -> str:
-        """The name of the operation."""
-        return _operation(self.qualname)
+        self.name = backward.__qualname__.split(".<locals>.")[-2:][0]  # "conv2d.<locals>.backward" -> "conv2d"
 
     @property
     def node(self) -> Node:
@@ -104,7 +99,7 @@ class Tensor(Operators):
         if isinstance(data, Tensor):
             data = data.data
         elif not hasattr(data, "dtype"):
-            if isinstance(data, (list, tuple)) and any(isinstance(part, Tensor) for part in data):
+            if _holds_tensors(data):
                 raise TypeError("Tensor: data is a list of tensors, expected numbers; F.stack(tensors) joins tensors")
             data = np.asarray(data)
             data = data.astype(np.float32) if data.dtype == np.float64 else data
@@ -129,7 +124,7 @@ class Tensor(Operators):
         """
         for parent in parents:
             if not isinstance(parent, Tensor):
-                name, kind = _operation(backward.__qualname__), type(parent).__name__
+                name, kind = Node(Tensor(data).data, (), backward).name, type(parent).__name__
                 raise TypeError(f"{name}: input is of type {kind}, expected a Tensor: wrap it, Tensor(x)")
         out = Tensor(data)
         if _grad_mode.enabled and any(parent.requires_grad for parent in parents):
@@ -309,6 +304,6 @@ def _checked(node: Node, gradients: Any) -> Sequence[Array | None]:
     return gradients
 
 
-def _operation(qualname: str) -> str:
-    """The name of an operation from that of its `backward`: "conv2d.<locals>.backward" -> "conv2d"."""
-    return qualname.split(".<locals>.")[-2:][0]
+def _holds_tensors(data: Any) -> bool:
+    """Whether `data` is a Tensor, or a list with one in it, at any depth."""
+    return any(map(_holds_tensors, data)) if isinstance(data, (list, tuple)) else isinstance(data, Tensor)

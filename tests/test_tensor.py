@@ -631,7 +631,7 @@ def test_every_operator_is_declared_where_editors_look():
 
 def test_a_list_of_tensors_would_lose_their_gradients():
     x = Tensor([1.0], requires_grad=True)
-    for make in (lambda: Tensor([x, x]), lambda: x * [x, x]):
+    for make in (lambda: Tensor([x, x]), lambda: x * [x, x], lambda: Tensor([[1.0], (x,)]), lambda: x * [[x]]):
         with pytest.raises(TypeError, match=r"data is a list of tensors, expected numbers; F.stack\(tensors\)"):
             make()
 

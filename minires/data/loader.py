@@ -53,9 +53,9 @@ class Loader:
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
             raise ValueError(f"images: {images.dtype} {images.shape}, expected uint8 (N, H, W, C) with N >= 1")
-        if images.shape[3] != len(mean) or len(mean) != len(std):
+        if np.ndim(mean) != 1 or images.shape[3] != len(mean) or np.shape(mean) != np.shape(std):
             raise ValueError(
-                f"images: {images.shape} with {len(mean)} means and {len(std)} stds, expected one of each per channel, "
+                f"images: {images.shape} with mean {mean} and std {std}, expected one of each per channel, "
                 "channels last: (N, H, W, C)"
             )
         labels = np.asarray(labels)

@@ -203,7 +203,8 @@ def interpolate(x: Tensor, scale_factor: Pair, mode: str = "nearest") -> Tensor:
     n, h, w, c = x.shape
 
     def backward(dy: Array) -> tuple[Array]:
-        return (dy.reshape(n, h, sh, w, sw, c).sum(axis=(2, 4)),)
+        return (dy.reshape(n, h, sh, w, sw, c).sum(axis=(2, 4)),)  # (N,H*sh,W*sw,C) -> (N,H,W,C)
 
     repeated = module_of(x.data).broadcast_to(x.data[:, :, None, :, None], (n, h, sh, w, sw, c))
+    # (N,H,sh,W,sw,C): each pixel sh * sw times
     return Tensor.from_op(repeated.reshape(n, h * sh, w * sw, c), (x,), backward)

@@ -12,23 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from minires.device import Array
-from minires.functional.activation import relu
-from minires.functional.arithmetic import (
-    add,
-    as_tensor,
-    divide,
-    exp,
-    log,
-    matmul,
-    multiply,
-    negative,
-    power,
-    sqrt,
-    subtract,
-)
-from minires.functional.more import abs, argmax, clip, sigmoid, squeeze, tanh, var
-from minires.functional.reduction import max, mean, sum
-from minires.functional.shape import flatten, getitem, reshape, transpose
+from minires.functional import activation, arithmetic, more, reduction, shape
+from minires.functional.arithmetic import add, as_tensor, divide, matmul, multiply, power, subtract
 from minires.tensor import Tensor, is_grad_enabled
 
 
@@ -131,7 +116,7 @@ class Operators:
     __mul__ = __rmul__ = multiply
     __truediv__, __rtruediv__ = divide, reflected(divide)
     __matmul__, __rmatmul__ = matmul, reflected(matmul)
-    __neg__, __pow__, __abs__, __getitem__ = negative, power, abs, getitem
+    __neg__, __pow__, __abs__, __getitem__ = arithmetic.negative, power, more.abs, shape.getitem
     __iadd__ = in_place("+=", add, operator.iadd)
     __isub__ = in_place("-=", subtract, operator.isub)
     __imul__ = in_place("*=", multiply, operator.imul)
@@ -147,7 +132,8 @@ class Operators:
     if not TYPE_CHECKING:  # or every attribute would be there for an editor
         __getattr__ = missing
     __hash__ = object.__hash__  # a class with __eq__ would have none: tensors are keys, by identity
-    sum, mean, max, var, argmax = sum, mean, max, var, argmax
-    reshape, transpose, flatten, squeeze = reshape, transpose, flatten, squeeze
-    exp, log, sqrt, relu, abs, clip, tanh, sigmoid = exp, log, sqrt, relu, abs, clip, tanh, sigmoid
-    T = property(transpose, doc="All axes reversed.")
+    exp, log, sqrt, relu = arithmetic.exp, arithmetic.log, arithmetic.sqrt, activation.relu
+    reshape, transpose, flatten, squeeze = shape.reshape, shape.transpose, shape.flatten, more.squeeze
+    sum, mean, max, var, argmax = reduction.sum, reduction.mean, reduction.max, more.var, more.argmax
+    abs, clip, tanh, sigmoid = more.abs, more.clip, more.tanh, more.sigmoid
+    T = property(shape.transpose, doc="All axes reversed.")

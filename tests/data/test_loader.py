@@ -163,7 +163,7 @@ def test_the_images_given_are_not_changed():
         ({"labels": np.zeros(22, np.int64)}, r"labels: int64 \(22,\), expected integers \(23,\)"),
         ({"labels": np.zeros(23)}, "labels: float64"),
         ({"std": (0.2, 0.0, 0.2)}, "std .* expected 0 <= mean <= 1 and std > 0"),
-        ({"std": (0.2, 0.2)}, "3 means and 2 stds"),
+        ({"std": (0.2, 0.2)}, r"mean \(0.4, 0.5, 0.6\) and std \(0.2, 0.2\), expected one of each per channel"),
         ({"device": "tpu"}, "device: 'tpu'"),
     ],
 )
@@ -198,4 +198,6 @@ def test_mean_and_std_are_of_pixels_from_0_to_1():
     images, labels = numbered(4)
     with pytest.raises(ValueError, match=r"mean \(127, 127, 127\), std .*: expected 0 <= mean <= 1"):
         Loader(images, labels, 2, mean=(127, 127, 127), std=(50, 50, 50), train=True)
+    with pytest.raises(ValueError, match=r"mean 0.5 and std 0.5, expected one of each per channel"):
+        Loader(images, labels, 2, mean=0.5, std=0.5, train=True)
     assert len(Loader(images, labels.tolist(), 2, mean=MEAN, std=STD, train=True)) == 2  # labels in a list
