@@ -1,13 +1,19 @@
-"""Train a ResNet on CIFAR-10, on CIFAR-100, or on the drawn Shapes-10: the whole job, from data to report.
+"""Train a ResNet on CIFAR-10, CIFAR-100, the drawn Shapes-10, or your own pictures: the whole job, from data to report.
 
     python examples/train_cifar.py                          # ResNet-20, 30 epochs, on a GPU if there is one
     python examples/train_cifar.py --depth 101 --stem imagenet --epochs 1    # ten minutes on two cores
     python examples/train_cifar.py --data shapes            # one epoch on drawn pictures: about a minute
+    python examples/train_cifar.py --data photos            # your own: photos/cat/*.jpg, photos/dog/*.jpg, ...
     python examples/train_cifar.py --depth 101 --dry-run    # only print the memory and work of a step
+
+`minires train cifar10` and `minires train photos`, of the installed package, are this program.
 
 Everything goes to a folder, runs/resnet20, runs/resnet20-2, ... or --out: config.json, log.jsonl (a line per epoch),
 state.safetensors (to resume from), last.safetensors (the weights), results.json, and pictures. A folder with a run is
 never overwritten. --resume continues the run, with its settings, exactly where it stopped.
+
+--val 0.1 keeps a tenth of the training images aside. The epochs are then evaluated on these, and the test set once, at
+the end. --early-stop and --best choose by them. Of your own pictures a fifth is kept aside (docs/own-pictures.md).
 
 Ctrl-C stops after the current step and writes a checkpoint. --max-minutes limits the training. The evaluation may take
 another quarter of that time; the result names the part of the test set evaluated. --steps N is for trials: the
@@ -30,32 +36,41 @@ import os
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import minires as mr
+import minires.functional as F
 from minires import data, models, optim, train
 from minires.cli import arguments
+from minires.data.folders import find
+from minires.device import to_device
 from minires.models import resnet_cifar
 from minires.nn.summary import format_bytes
 from minires.optim import schedules
-from minires.train.checkpoint import load_model_weights, saved_settings
+from minires.train.checkpoint import CheckpointError, load_model_weights, read_info, saved_settings
 from minires.train.folder import latest_run, new_run, state_file, weights_file
 from minires.train.memory import step_memory
 from minires.train.progress import format_seconds, say
-from minires.train.report import draw_pictures, final_line, results
+from minires.train.report import TITLES, class_table, draw_pictures, final_line, results
 
 AUGMENTATIONS = {  # the random versions of a training image
     "crop-flip": {"augment": True},  # shifted by up to 4 pixels, mirrored half of the time
     "flip": {"augment": True, "padding": 0},
     "none": {"augment": False},
+    "resized-crop": {"augment": data.RandomResizedCrop()},  # for photographs: a part, scaled; mirrored half of the time
+    "resized-crop-jitter": {"augment": data.RandomResizedCrop(jitter=0.3)},  # ... of other brightness and colours
 }
 STEPS_TEST_SIZE = 1000
 
 
-def main() -> int:
-    parser = make_parser()
-    args = read_arguments(parser)
+def main(words: Sequence[str] | None = None, program: Sequence[str] = ("python", sys.argv[0])) -> int:
+    """Run the program with the arguments `words` (None: those of the command line); `program` started it."""
+    parser = make_parser(program)
+    args = read_arguments(parser, words)
     if args.dry_run:
         return dry_run(parser, args)
     device = arguments.choose_device(parser, args.device)
@@ -69,25 +84,39 @@ def main() -> int:
             f"argument --precision: {args.precision} is for the CUDA kernels, in use are the "
             f"{mr.kernels.in_use(device)} kernels on {device}"
         )
+    if args.graph and args.class_weights:
+        parser.error("argument --graph: a loss with --class-weights looks at the labels, and cannot be recorded")
     if args.graph and not by_cuda_kernels:
         parser.error(f"argument --graph: is for the CUDA kernels, and the device is {device}")
     arguments.use_precision(parser, args.precision)
     mr.manual_seed(args.seed)
 
     # 1. Data: uint8 images, and batches of them: shuffled, augmented, normalised.
-    dataset = data.load(args.data, args.data_dir, log=say)
+    dataset = data.load(args.data, args.data_dir, log=say, val=args.val, image_size=args.image_size, grey=args.grey)
     if args.train_size:
         dataset = dataset.subset(args.train_size)
-    args.epochs = args.epochs or default_epochs(dataset.name, len(dataset.train_images))
+    if args.eval_only and args.data not in data.NAMES:
+        dataset = as_learned(args.eval_only, dataset)
+    complete(args, dataset.name, len(dataset.train_images))
+    parts = [part for part in ("val", "test") if len(getattr(dataset, f"{part}_images"))]
+    if not parts:
+        parser.error(
+            "argument --val: nothing to evaluate the network on; there is no test set, so --val has to be above 0"
+        )
+    if (args.best or args.early_stop) and parts[0] != "val":
+        parser.error(
+            "argument --best, --early-stop: an epoch is chosen by validation images, never by the test set; --val"
+        )
     test_size = args.test_size or (STEPS_TEST_SIZE if args.steps else None)  # None: all
     options = {"mean": dataset.mean, "std": dataset.std, "image_size": args.image_size, "device": device}
     train_batches = data.Loader(
         dataset.train_images, dataset.train_labels, args.batch_size, train=True, seed=args.seed,
         **AUGMENTATIONS[args.augmentation], **options,
     )  # fmt: skip
-    test_batches = data.Loader(
-        dataset.test_images[:test_size], dataset.test_labels[:test_size], args.batch_size, train=False, **options
-    )
+    batches = {}  # to evaluate on: after each epoch those of the first part, of the others at the end
+    for part in parts:
+        images, labels = (getattr(dataset, f"{part}_{kind}")[:test_size] for kind in ("images", "labels"))
+        batches[part] = data.Loader(images, labels, args.batch_size, train=False, **options)
 
     size = args.image_size or dataset.train_images.shape[1]
     shrinks = 4 if args.depth in resnet_cifar.DEPTHS else {"cifar": 8, "imagenet": 32}[args.stem]
@@ -95,7 +124,10 @@ def main() -> int:
         parser.error("argument --batch-size: batch norm needs two images where the network shrinks them to one pixel")
 
     # 2. Model.
-    model = models.build(args.depth, dataset.num_classes, args.stem, zero_init_last=args.zero_init_last).to(device)
+    channels = len(dataset.mean)
+    model = models.build(
+        args.depth, dataset.num_classes, args.stem, zero_init_last=args.zero_init_last, in_channels=channels
+    ).to(device)
     say(
         f"ResNet-{args.depth} on {dataset.name}: {sum(p.size for p in model.parameters()):,} parameters, "
         f"{len(dataset.train_images):,} training images, on {device} with {mr.kernels.in_use(device)} kernels "
@@ -103,15 +135,18 @@ def main() -> int:
     )
     if args.eval_only:
         load_model_weights(model, args.eval_only)
-        evaluation = train.evaluate(model, test_batches)
-        of = "" if test_size is None else f", the first {len(evaluation.labels):,} test images"
-        say(
-            f"test accuracy {100 * evaluation.accuracy:.2f} % ({dataset.name}, ResNet-{args.depth}{of}) "
-            f"<- {args.eval_only}"
-        )
+        for part in parts:
+            evaluation = train.evaluate(model, batches[part])
+            of = "" if test_size is None else f", the first {len(evaluation.labels):,} {TITLES[part]} images"
+            say(
+                f"{TITLES[part]} accuracy {100 * evaluation.accuracy:.2f} % ({dataset.name}, ResNet-{args.depth}{of}) "
+                f"<- {args.eval_only}"
+            )
         return 0
 
-    # 3. Optimiser.
+    # 3. Loss and optimiser.
+    weight = to_device(data.class_weights(dataset), device) if args.class_weights else None
+    loss = partial(F.cross_entropy, label_smoothing=args.label_smoothing, weight=weight)
     if args.optimizer == "sgd":
         optimizer = optim.SGD(model.parameters(), args.lr, 0.9, args.weight_decay, nesterov=True)
     elif args.optimizer == "adam":
@@ -122,8 +157,10 @@ def main() -> int:
     # 4. Where to begin: at step 0, or where a checkpoint stopped. The identity must agree with the checkpoint's.
     settings = {name: getattr(args, name) for name in SETTINGS}
     identity = {name: settings[name] for name in ("depth", "stem", "image_size", "batch_size", "optimizer", "seed")}
+    if args.data in data.NAMES:  # a folder may be renamed: its pictures count
+        identity["data set"] = dataset.name
     identity |= {
-        "data set": dataset.name,
+        "number of validation images": len(dataset.val_images) or None,
         "number of training images": len(dataset.train_images),
         "fingerprint of the training images": dataset.fingerprint(),
     }
@@ -140,50 +177,82 @@ def main() -> int:
     folder = train.RunFolder(args.out) if args.out else new_run(f"runs/resnet{args.depth}")
     try:
         weights_bytes = 4 * optimizer.flat.size
-        folder.prepare(state_bytes=weights_bytes * (1 + len(optimizer.slots)), weights_bytes=weights_bytes)
+        folder.prepare(weights_bytes * (1 + len(optimizer.slots)), weights_bytes * (2 if args.best else 1))
     except OSError as error:
         parser.error(f"argument --out: {error.filename}: {error.strerror}")
     about = {**notes, "fingerprint": identity["fingerprint of the training images"]}
     commands = train.RunFolder(args.resume.parent).commands() if args.resume else []  # of earlier sessions
-    folder.write_json("config.json", {**about, **settings, "commands": [*commands, shlex.join(["python", *sys.argv])]})
+    command = shlex.join([*program, *(sys.argv[1:] if words is None else words)])
+    folder.write_json("config.json", {**about, **settings, "commands": [*commands, command]})
     folder.write_log(training.history)
     if args.resume:
         changed = [f"{name} {settings[name]}, was {old}" for name, old in before.items() if settings.get(name) != old]
         say(f"resuming after step {training.step}" + "".join(f"; changed: {change}" for change in changed))
 
     # 6. The loop: minires/train/loop.py.
-    advice = partial(speed_advice, args, args.epochs - training.epoch) if device == "cpu" else None
+    images = len(dataset.train_images)
+    advice = partial(speed_advice, args, args.epochs - training.epoch, images) if device == "cpu" else None
+    best, callbacks, epochs = train.KeepBest(folder), [], args.epochs
+    if args.best:
+        callbacks.append(best)
+        if args.resume:
+            best.take_over(train.RunFolder(args.resume.parent))
+    if args.early_stop:
+        callbacks.append(train.EarlyStop(args.early_stop))
+        if training.batch == 0 and callbacks[-1](training):
+            epochs = training.epoch  # the run that is resumed had stopped by it
     with train.Stop(args.max_minutes, args.steps) as stop:
         try:
             evaluation = train.fit(
-                training, train_batches, test_batches, schedule, args.epochs,
-                label_smoothing=args.label_smoothing, stop=stop, folder=folder, advice=advice, graph=args.graph,
+                training, train_batches, batches[parts[0]], schedule, epochs, loss=loss, part=parts[0],
+                callbacks=callbacks, stop=stop, folder=folder, advice=advice,
+                graph=False if args.class_weights else args.graph,
             )  # fmt: skip
         except train.Interrupted as interruption:
-            again = shlex.join(["python", sys.argv[0], "--resume", str(folder.path)])
+            again = shlex.join([*program, "--resume", str(folder.path)])
             print(f"{interruption}, a checkpoint was written; continue with: {again}", file=sys.stderr)
             return 130
 
-    # 7. The results.
-    result = results(training, evaluation, dataset, mr.info())
+    # 7. The results: of the last weights, or of the best.
+    best_epoch = best.load(training) if args.best else None
+    evaluations = {} if best_epoch else {parts[0]: evaluation}
+    for part in parts[len(evaluations) :]:
+        evaluations[part] = train.evaluate(model, batches[part], stop.evaluation_seconds())
+    result = results(training, evaluations, dataset, mr.info(), best_epoch)
     folder.write_json("results.json", result)
-    draw_pictures(training, evaluation, dataset, folder.path)
+    draw_pictures(training, evaluations[parts[-1]], dataset, folder.path, part=parts[-1])
+    if dataset.num_classes <= 20:
+        say(class_table(result["per_class"]))
     say(final_line(result, dataset, folder.path))
     return 0
 
 
-def make_parser() -> arguments.Parser:
-    parser = arguments.Parser(description="Train a ResNet on CIFAR-10, CIFAR-100 or Shapes-10.", allow_abbrev=False)
+def make_parser(program: Sequence[str] = ("python", "train_cifar.py")) -> arguments.Parser:
+    """The arguments. `minires train` takes the data without an option before it: minires train photos."""
+    parser = arguments.Parser(
+        prog=" ".join(program) if program[0] == "minires" else None,
+        description="Train a ResNet on a folder of pictures, CIFAR-10, CIFAR-100, or Shapes-10.",
+        epilog="Example: minires train photos --out runs/photos",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
+    arguments.add_data(parser, "auto")
     add(
         "--depth", type=int, choices=models.DEPTHS, default=20, help="layers; 20 to 1202 in 6n+2 are the small networks"
     )
-    add("--stem", choices=("cifar", "imagenet"), default="cifar", help="first layers, for depths 18 to 152")
-    add("--data", choices=("auto", "cifar10", "cifar100", "shapes"), default="auto", help="auto: CIFAR-10 or Shapes-10")
-    add("--data-dir", default="data", help="folder of the data, or for its download")
+    add(
+        "--stem",
+        choices=("cifar", "imagenet"),
+        help="first layers, for depths 18 to 152 (default: cifar; for your own pictures imagenet)",
+    )
     add("--train-size", type=arguments.positive_int, help="use this many training images only")
-    add("--test-size", type=arguments.positive_int, help="use this many test images only")
-    add("--image-size", type=arguments.image_size, help="resize images to N x N")
+    add("--test-size", type=arguments.positive_int, help="use this many test images only, and validation images")
+    add(
+        "--image-size",
+        type=arguments.image_size,
+        help="resize images to N x N (default: as they are; your own to 32, or 224 for depths 18 to 152)",
+    )
+    add("--grey", "--gray", action="store_true", help="your own pictures in shades of grey, with one channel")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--kernels", choices=mr.kernels.CHOICES, default=os.environ.get("MINIRES_KERNELS", "auto"))
     add(
@@ -197,7 +266,11 @@ def make_parser() -> arguments.Parser:
         help="replay the training step as a CUDA graph (default: on a GPU, where it is safe)",
     )
     add("--epochs", type=arguments.positive_int, help="(default: 30; on all of Shapes-10: 1)")
-    add("--batch-size", type=arguments.positive_int, default=128)
+    add(
+        "--batch-size",
+        type=arguments.positive_int,
+        help="(default: 128; 16 to 128 for your own pictures, by their number)",
+    )
     add(
         "--optimizer",
         choices=("sgd", "adam", "adamw"),
@@ -212,7 +285,29 @@ def make_parser() -> arguments.Parser:
         action=argparse.BooleanOptionalAction,
         help="start every block as the identity (default: in all networks but ResNet-18, 20, 32, 44 and 56)",
     )
-    add("--augmentation", choices=tuple(AUGMENTATIONS), default="crop-flip", help="of the training images")
+    add(
+        "--class-weights",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="a loss in which rare classes count as much as common ones",
+    )
+    add(
+        "--augmentation",
+        choices=tuple(AUGMENTATIONS),
+        help="random changes of training images (default: crop-flip; for your own of 64 pixels or more resized-crop)",
+    )
+    add(
+        "--early-stop",
+        type=arguments.positive_int,
+        metavar="N",
+        help="stop after N epochs without a better one on the validation images",
+    )
+    add(
+        "--best",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="keep and test the weights of the epoch with the best validation accuracy, not those of the last",
+    )
     add("--max-minutes", type=arguments.positive_float, help="stop training after this time, evaluate and report")
     add("--steps", type=arguments.positive_int, help="stop after this many optimiser steps, for a trial")
     add("--seed", type=arguments.non_negative_int, default=0)
@@ -230,13 +325,13 @@ def make_parser() -> arguments.Parser:
 SETTINGS = (
     "depth", "stem", "data", "data_dir", "train_size", "test_size", "image_size", "device", "kernels", "precision",
     "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "zero_init_last",
-    "augmentation", "seed",
+    "augmentation", "seed", "val", "grey", "class_weights", "early_stop", "best",
 )  # fmt: skip
 
 
-def read_arguments(parser: arguments.Parser) -> Namespace:
-    """The arguments, completed by the settings of the resumed or evaluated run, and by the recipe."""
-    args = parser.parse_args()
+def read_arguments(parser: arguments.Parser, words: Sequence[str] | None = None) -> Namespace:
+    """The arguments, completed by the settings of the resumed or evaluated run."""
+    args = parser.parse_intermixed_args(words)
     saved = {}
     if args.resume or args.eval_only:
         if args.resume is True:
@@ -248,23 +343,54 @@ def read_arguments(parser: arguments.Parser) -> Namespace:
             parser.error(f"{resume or weights}: of a plain network, without shortcuts; this program has residual ones")
         kept = set(SETTINGS) - {"precision"}  # tf32 and bf16 need a GPU, and the run may go on without one
         parser.set_defaults(**{name: value for name, value in saved.items() if name in kept})
-        args = parser.parse_args()  # again: the command line overrides the saved settings
+        args = parser.parse_intermixed_args(words)  # again: the command line overrides the saved settings
         args.resume, args.eval_only = resume, weights
         args.out = args.out or (resume and resume.parent)
     args.saved_precision = saved.get("precision")
 
+    folder = train.RunFolder(args.out) if args.out else new_run(f"runs/resnet{args.depth}")
+    arguments.check_data(parser, args.data, folder.path)
+    own = args.data not in data.NAMES
+    args.stem = args.stem or ("imagenet" if own and args.depth not in resnet_cifar.DEPTHS else "cifar")
     arguments.check_stem(parser, args.depth, args.stem)
-    folder = train.RunFolder(args.out or "")
+    if own and not args.image_size:
+        args.image_size = 32 if args.stem == "cifar" else 224
+    if args.grey and not own:
+        parser.error(f"argument --grey: for a folder of pictures; {args.data} has coloured images")
     resumed = args.resume and folder.state.exists() and folder.state.samefile(args.resume)
     if args.out and folder.is_used and not resumed:
         parser.error(
             f"argument --out: {args.out} holds a run already; continue it with --resume, or name another folder"
         )
 
+    return args
+
+
+def as_learned(weights: Path, dataset: data.Dataset) -> data.Dataset:
+    """`dataset` normalised as the network in the file `weights` has learned, if the file says how.
+
+    Raises `DataError` if the network has learned other classes.
+    """
+    try:
+        noted = read_info(weights)
+    except CheckpointError:
+        return dataset  # from elsewhere
+    if list(dataset.classes) != noted.get("classes", list(dataset.classes)):
+        names = [", ".join(classes) for classes in (noted["classes"], dataset.classes)]
+        raise data.DataError(f"{weights}: has learned the classes {names[0]}, and {dataset.name} has {names[1]}")
+    return replace(dataset, mean=tuple(noted.get("mean", dataset.mean)), std=tuple(noted.get("std", dataset.std)))
+
+
+def complete(args: Namespace, dataset: str, images: int) -> None:
+    """Set the arguments that were not given to the recipe's for the network and so many images of `dataset`."""
+    own = args.data not in data.NAMES
+    if not args.batch_size:  # of a few pictures so few that an epoch has 30 steps, if it can
+        args.batch_size = next((n for n in (128, 64, 32) if not own or images >= 30 * n), 16)
+    args.epochs = args.epochs or default_epochs(dataset, images, max(1, images // args.batch_size) if own else None)
+    args.augmentation = args.augmentation or ("resized-crop" if own and args.image_size >= 64 else "crop-flip")
     for name, value in recipe(args.depth, args.batch_size, args.optimizer).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    return args
 
 
 # Recipes for batches of 128; SGD's rate is scaled with the batch (Goyal et al. 2017). SGD trains networks of basic
@@ -293,8 +419,11 @@ def recipe(depth: int, batch_size: int, optimizer: str | None = None) -> dict[st
     return {"optimizer": optimizer, **settings, "zero_init_last": deep}
 
 
-def default_epochs(dataset: str, images: int) -> int:
-    """30; on Shapes-10, which is easy, as many as it takes to see 10,000 pictures: one of all of them."""
+def default_epochs(dataset: str, images: int, steps: int | None = None) -> int:
+    """30; on Shapes-10, which is easy, as many as it takes to see 10,000 pictures: one of all of them. On your own
+    pictures, with `steps` steps an epoch, as many as it takes for 150 steps, if these are more."""
+    if steps:
+        return max(30, -(-150 // steps))
     return min(30, -(-10_000 // images)) if dataset == "Shapes-10" else 30
 
 
@@ -302,10 +431,16 @@ def dry_run(parser: arguments.Parser, args: Namespace) -> int:
     """Print the memory and the work of a training step, without data or training."""
     size = args.image_size or 32
     arguments.use_precision(parser, args.precision or mr.kernels.default_precision())  # bf16 halves a GPU's memory
-    model = models.build(args.depth, 100 if args.data == "cifar100" else 10, args.stem)
-    summary = mr.summary(model, (size, size, 3))
+    classes, images = 100 if args.data == "cifar100" else 10, 50_000
+    if args.data not in data.NAMES:
+        files = find(Path(args.data))["train"]
+        classes, images = len(files), sum(map(len, files.values()))
+    complete(args, args.data, images)
+    model = models.build(args.depth, classes, args.stem, in_channels=1 if args.grey else 3)
+    image = (size, size, model.conv1.weight.shape[2])
+    summary = mr.summary(model, image)
     slots = 1 if args.optimizer == "sgd" else 2
-    memory = step_memory(model, (size, size, 3), args.batch_size, slots)
+    memory = step_memory(model, image, args.batch_size, slots)
     gpu_step_bytes = mr.kernels.part("step_bytes", "cuda")
     say(f"ResNet-{args.depth}, images of {size}x{size}, batches of {args.batch_size}, {args.optimizer}")
     say(f"parameters   {summary.parameters:,}")
@@ -315,25 +450,25 @@ def dry_run(parser: arguments.Parser, args: Namespace) -> int:
     say(f"             {format_bytes(memory.activations)} activations kept for backward, {args.batch_size} images")
     say(f"             {format_bytes(memory.workspace)} work space; the rest is Python and its libraries")
     if gpu_step_bytes:
-        on_gpu = gpu_step_bytes(model, (size, size, 3), args.batch_size, slots, summary)
+        on_gpu = gpu_step_bytes(model, image, args.batch_size, slots, summary)
         say(f"GPU memory   {format_bytes(on_gpu)} for a training step on a GPU")
     return 0
 
 
-def speed_advice(args: Namespace, epochs: int, seconds: float) -> str:
-    """The advice for a machine without a GPU where an epoch takes `seconds`; `epochs` are left."""
+def speed_advice(args: Namespace, epochs: int, images: int, seconds: float) -> str:
+    """The advice for a machine without a GPU where an epoch of `images` takes `seconds`; `epochs` are left."""
     cheaper = {
         "--stem imagenet (1/16 the multiply-adds)": args.depth not in resnet_cifar.DEPTHS and args.stem == "cifar",
         "--depth 20": args.depth != 20,
-        "--train-size 5000": args.train_size is None or args.train_size > 5000,
+        "--train-size 5000": images > 5000,
         "--epochs 5": args.epochs > 5,
         "--max-minutes 10": args.max_minutes is None or args.max_minutes > 10,
     }
     text = f"without a GPU an epoch takes about {format_seconds(seconds)}"
     if epochs > 1:
         text += f", {epochs} of them {format_seconds(epochs * seconds)}"
-    if args.resume:
-        return text  # a cheaper setting would make another run
+    if args.resume or epochs * seconds < 120:
+        return text  # a cheaper setting would make another run, or is not needed
     if any(cheaper.values()):
         text += f"; cheaper: {', '.join(option for option, is_cheaper in cheaper.items() if is_cheaper)}"
     if args.max_minutes and 60 * args.max_minutes < args.epochs * seconds and not args.steps:

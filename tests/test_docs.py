@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import minires as mr
 from minires import models, nn, train
+from tests.pictures import make_folder
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -48,6 +50,19 @@ def test_the_chapter_on_weights(tmp_path, monkeypatch):
     assert mr.load_weights("mine.pth").keys() == mr.load_weights("mine.safetensors").keys()
 
 
+def test_the_chapter_on_own_pictures(tmp_path, monkeypatch):
+    """Its commands are run by .ci/run; its block of Python, on fewer pictures, here."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "photos", {"circle": 10, "cross": 10, "star": 10})
+    (block,) = blocks_of("own-pictures.md")
+    exec(compile(block, "own-pictures.md", "exec"), {})
+    commands = re.findall(r"```bash\n(.*?)```", (DOCS / "own-pictures.md").read_text(), flags=re.DOTALL)
+    words = [shlex.split(line) for block in commands for line in block.splitlines()]
+    assert {words[0] + " " + words[1] for words in words} == {
+        "python examples/draw_pictures.py", "minires train", "minires predict", "minires finetune"
+    }  # fmt: skip
+
+
 def test_the_step_in_the_chapter_on_training_is_the_one_that_runs():
     (step,) = re.findall(r"```python notest\n(.*?)```", (DOCS / "training.md").read_text(), flags=re.DOTALL)
     lines = [line.strip() for line in Path(train.loop.__file__).read_text().splitlines()]
@@ -66,7 +81,7 @@ def test_no_comment_tears_a_paragraph_apart(page):
     assert len(re.findall(r"<!-- (?!end)[\w-]+ -->", text)) == text.count("<!-- end -->")
 
 
-@pytest.mark.parametrize("page", ["../README.md", "residual-learning.md", "training.md"])
+@pytest.mark.parametrize("page", ["../README.md", "own-pictures.md", "residual-learning.md", "training.md"])
 def test_no_measured_accuracy_is_typed_by_hand(page):
     """A share with two decimals is a result: it stands between comments, and docs/results/make_tables.py writes it."""
     by_hand = re.sub(r"<!-- [\w-]+ -->.*?<!-- end -->", "", (DOCS / page).read_text(), flags=re.DOTALL)

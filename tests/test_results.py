@@ -53,7 +53,7 @@ def test_the_command_of_a_published_run_still_means_its_settings(path, tmp_path,
     monkeypatch.chdir(tmp_path)  # where no run is in the way
     args = make_readme.train_cifar.read_arguments(make_readme.train_cifar.make_parser())
     images = 10_000 if settings["dataset"] == "Shapes-10" else 50_000
-    args.epochs = args.epochs or make_readme.train_cifar.default_epochs(settings["dataset"], images)
+    make_readme.train_cifar.complete(args, settings["dataset"], images)
     names = ("depth", "stem", "train_size", "image_size", "epochs", "batch_size", "optimizer", "lr", "schedule",
              "weight_decay", "label_smoothing", "zero_init_last", "augmentation", "seed")  # fmt: skip
     assert {name: getattr(args, name) for name in names} == {name: settings[name] for name in names}

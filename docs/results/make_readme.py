@@ -61,7 +61,9 @@ def main() -> int:
 
 def page() -> str:
     """The whole of README.md."""
-    return "\n".join([HEAD, *trained(), *minimal(), *ablations(), *degradations(), *torch(), *cpu(), *not_run()])
+    return "\n".join(
+        [HEAD, *trained(), *minimal(), *ablations(), *degradations(), *torch(), *own_pictures(), *cpu(), *not_run()]
+    )
 
 
 def runs_in(name: str) -> list[compare.Run]:
@@ -209,6 +211,19 @@ def torch() -> list[str]:
             *code([as_of_today(record["command"])]),
         ]
     return ["## The same training in PyTorch\n", *lines] if lines else []
+
+
+def own_pictures() -> list[str]:
+    """Where the chapter's numbers come from."""
+    records = [json.loads((HERE / "own-pictures" / f"{name}.json").read_text()) for name in ("results", "folder")]
+    text = (
+        "[own-pictures.md](../own-pictures.md) shows the tables. Each of the "
+        f"{len(records[0]['runs'])} trainings is a line of [results.json](own-pictures/results.json); "
+        f"[folder.json](own-pictures/folder.json) has the times and the memory of {records[1]['pictures']:,} pictures, "
+        "[first.json](own-pictures/first.json) the results of the second command.\n"
+    )
+    commands = ["python examples/draw_pictures.py photos", "minires train photos --out runs/photos"]
+    return ["## Pictures of one's own\n", text, *code([*commands, *(record["command"] for record in records)])]
 
 
 def cpu() -> list[str]:

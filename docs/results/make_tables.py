@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from docs.results import make_readme, measured
+from examples.experiments import own_pictures as own
 from examples.measure import benchmark, cpu_details, cpu_ladder
 from minires.train import compare
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fast-cpu", "residual-learning", "training"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("fast-cpu", "own-pictures", "residual-learning", "training")),
+]
 FILES = ["benchmark", "scaling", "ladder-resnet18", "details", "activations"]  # in cpu/
 
 
@@ -72,12 +76,23 @@ def blocks() -> dict[str, str]:
         "batch": benchmark.batch_table(scaling),
         "loader": f"a batch of 128 augmented images takes {scaling['batch_milliseconds']:.1f} ms to make.",
         "ladder": cpu_ladder.table(ladder),
+        **own_pictures(),
         **{f"{name}-on": measured_on(record) for name, record in records.items()},
         **{
             name: cpu_details.table(name, rows)
             for record in (details, activations)
             for name, rows in record["sections"].items()
         },
+    }
+
+
+def own_pictures() -> dict[str, str]:
+    """The tables of own-pictures.md; its numbers within sentences are in measured.py."""
+    record = json.loads((HERE / "own-pictures" / "results.json").read_text())
+    return {
+        "own-pictures": own.table(record),
+        "own-scans": own.scans_table(record),
+        "own-pictures-on": f"Measured on {measured_on(record)}",
     }
 
 

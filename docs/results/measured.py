@@ -29,7 +29,15 @@ WORDS = {1: "one", 2: "two"}
 
 def texts() -> dict[str, str]:
     """What stands between the comments, by name."""
-    return {**readme(), **training(), **recipes(), **against_pytorch(), **residual_learning(), **layers()}
+    return {
+        **readme(),
+        **training(),
+        **recipes(),
+        **against_pytorch(),
+        **residual_learning(),
+        **layers(),
+        **own_pictures(),
+    }
 
 
 @functools.cache
@@ -83,6 +91,27 @@ def readme() -> dict[str, str]:
         "minimal": re.findall(r"accuracy ([\d.]+ % .*)", (HERE / "minimal" / "output.txt").read_text())[-1],
         "minimal-epochs": f"{(HERE / 'minimal' / 'output.txt').read_text().count('epoch')}",
         "train-minimal": "```python notest\n" + (ROOT / "examples/train_minimal.py").read_text() + "```",
+    }
+
+
+def own_pictures() -> dict[str, str]:
+    """Of own-pictures.md: the first run, and the reading of a large folder."""
+    first = json.loads((HERE / "own-pictures" / "first.json").read_text())
+    large = json.loads((HERE / "own-pictures" / "folder.json").read_text())
+    ready = statistics.median(large["step_seconds"])
+    peak = {name: f"{value / 1e6:,.0f} MB" for name, value in large["peak_memory_bytes"].items()}
+    speed = (
+        f"the threads make {large['loader_images_per_second']:.0f} pictures a second at 224x224 from "
+        f"{large['pictures']:,} JPEGs of 200 to 600 pixels, {large['bytes'] / 1e6:,.0f} MB. ResNet-18 trains on "
+        f"{16 / ready:.0f} a second, on {WORDS[large['info']['threads']]} cores. A step whose batch is read meanwhile "
+        f"takes {large['ratio']:.2f} times as long as one whose batch is ready. The peak memory of the training is "
+        f"{peak['whole']}, and {peak['few']} on 200 of the pictures. The check of all pictures, before the training, "
+        f"takes {large['check_seconds']:.0f} seconds."
+    )
+    return {
+        "own-time": f"{60 * first['minutes']:.0f} seconds on {WORDS[first['machine']['threads']]} cores",
+        "own-accuracy": f"{100 * first['val_accuracy']:.0f} %",
+        "own-folder-speed": speed,
     }
 
 

@@ -167,7 +167,7 @@ def train_network(network: str, dataset: data.Dataset, args: Namespace, path: Pa
                 training, train_batches, test_batches, schedule, args.epochs, stop=stop, folder=folder
             )
     look_at_layers()
-    folder.write_json("results.json", results(training, evaluation, dataset, mr.info()))
+    folder.write_json("results.json", results(training, {"test": evaluation}, dataset, mr.info()))
 
 
 def probe(model: nn.Module, images: Any, labels: Any) -> dict[str, list[float]]:

@@ -10,10 +10,11 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from minires import kernels
-from minires.data import DataError
+from minires.data import NAMES, DataError
 from minires.device import OutOfMemory, cuda
 from minires.models import resnet_cifar
 from minires.train import TrainingError
@@ -57,7 +58,7 @@ def non_negative_float(text: str) -> float:
 
 def share(text: str) -> float:
     """A number of at least 0 and below 1."""
-    return _number(float, text, 0, 1, "a number of at least 0 and below 1")
+    return _number(float, text, 0, 1, "a number of at least 0 and below 1, such as 0.2")
 
 
 def _number(kind: type, text: str, least: float, below: float, expected: str) -> float:
@@ -70,8 +71,9 @@ def _number(kind: type, text: str, least: float, below: float, expected: str) ->
     return value
 
 
-def run(main: Callable[[], int]) -> int:
-    """`main()`, with one line on stderr and an exit status for every expected failure.
+def run(main: Callable[[], int], name: str | None = None) -> int:
+    """`main()`, with one line on stderr and an exit status for every expected failure. `name` begins the line; default:
+    the name of the script.
 
     1: training failed, out of memory, a full disk; 2: unusable data, weights or checkpoints, or none; 130: Ctrl-C.
     """
@@ -89,9 +91,33 @@ def run(main: Callable[[], int]) -> int:
         message, status = f"out of memory ({error}); a smaller --batch-size needs less", 1
     except OSError as error:
         message, status = f"{error.filename or 'output'}: {error.strerror or error}; what was saved before is intact", 1
-    name, kind = os.path.basename(sys.argv[0]), "error: " if status != 130 else ""
+    name, kind = name or os.path.basename(sys.argv[0]), "error: " if status != 130 else ""
     print(f"{name}: {kind}{' '.join(str(message).split())}", file=sys.stderr)
     return status
+
+
+def add_data(parser: Parser, default: str) -> None:
+    """The arguments that say which data: --data of a script, or the only word without an option of a command."""
+    known = "a folder with a sub-folder for each class, cifar10, cifar100, shapes, or auto (CIFAR-10 or else Shapes-10)"
+    if parser.prog.startswith("minires "):
+        parser.add_argument("data", nargs="?", metavar="DATA", help=known)
+    else:
+        parser.add_argument("--data", default=default, metavar="DATA", help=f"{known} (default: {default})")
+    parser.add_argument("--data-dir", default="data", help="folder of CIFAR and Shapes-10, or for their download")
+    parser.add_argument(
+        "--val",
+        type=share,
+        metavar="SHARE",
+        help="share of the training images kept aside to evaluate the epochs on (default: 0; of your own pictures 0.2)",
+    )
+
+
+def check_data(parser: Parser, data: str | None, out: str | Path) -> None:
+    """Refuse a command without data, and a run's folder among the pictures: it would be a class of the next run."""
+    if data is None:
+        parser.error("the following arguments are required: DATA, such as a folder of pictures, or cifar10")
+    if data not in NAMES and Path(out).resolve().is_relative_to(Path(data).resolve()):
+        parser.error(f"argument --out: {out} lies among the pictures in {data}; name a folder elsewhere")
 
 
 def choose_device(parser: Parser, wanted: str) -> str:

@@ -1,5 +1,7 @@
 """The command `minires`, also `python -m minires`.
 
+    minires train photos                                          photos/cat/*.jpg, photos/dog/*.jpg: which is which?
+    minires finetune photos --weights imagenet                    ... from what a network has learned from ImageNet
     minires predict --weights runs/resnet20 photo.jpg folder/     what is on these images?
     minires predict --weights imagenet --depth 101 photo.jpg --format json
     minires report runs/sgd runs/adam                             runs side by side: a table, and curves in one figure
@@ -14,12 +16,15 @@ Reading order: after predict.py.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 import numpy as np
@@ -32,12 +37,19 @@ from minires.cli.predict import ImageError, batches, image_files, open_classifie
 from minires.files.atomic import atomic
 from minires.models import resnet
 from minires.train import compare
+from minires.train.report import TITLES, class_table
+
+PROGRAMS = {"train": "train_cifar", "finetune": "finetune_cifar"}  # commands that are programs in examples/
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in PROGRAMS:
+        program = example(PROGRAMS[words[0]])
+        return cli.run(partial(program.main, words[1:], ("minires", words[0])), name=f"minires {words[0]}")
     parser = make_parser()
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     if args.command is None:
         parser.print_help()
         return 0
@@ -57,12 +69,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def example(name: str) -> ModuleType:
+    """The program examples/NAME.py. A wheel has it as minires/examples/NAME.py, a checkout beside minires/."""
+    try:
+        return importlib.import_module(f"minires.examples.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("minires.examples", f"minires.examples.{name}"):
+            raise
+    path = Path(mr.__file__).parents[1] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def make_parser() -> cli.Parser:
-    """The arguments of all commands."""
+    """The arguments of all commands but those of PROGRAMS, which have parsers of their own."""
     parser = cli.Parser("minires", description="Pretrained and self-trained ResNets from the command line.")
     parser.add_argument("--version", action="version", version=f"minires {mr.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
+    for command, text in {
+        "train": "train a network on pictures of your own, CIFAR-10, CIFAR-100 or Shapes-10",
+        "finetune": "go on from a pretrained network, on the same data",
+    }.items():
+        commands.add_parser(command, help=text)
     add = commands.add_parser("predict", help="classify images", description="Classify images.").add_argument
     add("images", nargs="+", metavar="IMAGE", help="files of any kind that Pillow reads, or folders of them")
     add("--weights", required=True, help="the folder of a run, a file of weights, or 'imagenet'")
@@ -82,7 +113,7 @@ def make_parser() -> cli.Parser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     add = commands.add_parser("report", help="compare runs: a table, and curves in one figure").add_argument
-    add("runs", nargs="+", metavar="RUN", help="folders of examples/train_cifar.py, finished or not")
+    add("runs", nargs="+", metavar="RUN", help="folders of runs, such as runs/photos, finished or not")
     add("--out", default="report.png", metavar="FILE", help="the figure's file (default: report.png; .svg, .pdf, ...)")
     add("--format", choices=("text", "markdown"), default="text", help="format of the table")
 
@@ -190,6 +221,11 @@ def report(parser: cli.Parser, args: Namespace) -> int:
     common, rows = compare.table(runs)
     print(f"all runs: {common}\n" if len(runs) > 1 else f"{common}\n")
     print(compare.as_markdown(rows) if args.format == "markdown" else compare.as_text(rows))
+    if len(runs) == 1 and "per_class" in runs[0].results:
+        of = runs[0].results
+        part = "test" if "test_accuracy" in of else "val"
+        which = f"the {of['weights']} weights, {of[f'{part}_images']:,} {TITLES[part]} images"
+        print(f"\nper class ({which}):\n{class_table(of['per_class'])}")
     try:
         figure = compare.overlay(runs, title=", ".join(dict.fromkeys(_what(run) for run in runs)))
     except ImportError:

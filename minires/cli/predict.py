@@ -1,7 +1,7 @@
 """From an image file to class names: what `minires predict` and examples/extract_features.py share.
 
-An image is prepared like the training images of the network: rotated by its EXIF tag, scaled, cropped, normalised.
-The sizes, the normalisation and the class names come from the notes that a run of minires leaves beside the weights.
+An image is prepared like the training images of the network (data/pictures.py), and normalised. The sizes, the
+normalisation and the class names come from the notes that a run of minires leaves beside the weights.
 
 Reading order: after models/recognise.py. Next: commands.py.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 import minires.functional as F
 from minires import nn
-from minires.data import CIFAR10, DataError
+from minires.data import CIFAR10
+from minires.data.pictures import ImageError, read_image, square
 from minires.models import from_weights, imagenet_classes
 from minires.models.pretrained import IMAGENET_MEAN, IMAGENET_RESIZE, IMAGENET_SIZE, IMAGENET_STD, imagenet_file
 from minires.nn.fold import fold
@@ -28,10 +28,6 @@ from minires.train.folder import weights_file
 from minires.weights import WeightsError, read_metadata
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-class ImageError(DataError):
-    """A file that is not an image, or a damaged one. The text is one line naming it."""
 
 
 @dataclass(frozen=True)
@@ -44,55 +40,13 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """An RGB image of any size as uint8 (size, size, 3)."""
-        width, height = image.size
-        short = min(width, height)
-        if max(width, height) > 8 * short:  # scaling a whole strip of 1 x 10,000 pixels would take gigabytes
-            image = ImageOps.fit(image, (min(width, 8 * short), min(height, 8 * short)))
-            width, height = image.size
-        scaled = (max(self.resize * width // short, self.resize), max(self.resize * height // short, self.resize))
-        left, top = (round((side - self.size) / 2) for side in scaled)
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+    def read(self, path: Path) -> np.ndarray:
+        """The picture at `path` as uint8 (size, size, C). Raises `ImageError`."""
+        return square(read_image(path, 2 * self.resize, grey=len(self.mean) == 1), self.resize, self.size)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (N, size, size, 3) -> float32 of the same shape."""
+        """uint8 (N, size, size, C) -> float32 of the same shape."""
         return (pixels / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The image at `path` in RGB: upright, transparent parts on white. Raises `ImageError`."""
-    try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's readers raise nearly anything for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        elif "cannot identify" in reason:
-            reason = "not an image"
-        raise ImageError(f"{path}: cannot be read ({reason})") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB: grey of 8, 16 or 32 bits, palettes, CMYK, transparency."""
-    if image.mode[0] in "IF":  # Pillow would clip 16-bit grey at 255: a white image
-        grey = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-        largest = np.abs(grey).max(initial=0)
-        if image.mode.startswith("I;16"):
-            scale = 255 / 65535
-        elif image.mode == "F" and largest <= 1:
-            scale = 255
-        else:
-            scale = 255 / max(largest, 255)
-        return Image.fromarray((grey * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -104,7 +58,7 @@ class Classifier:
     classes: tuple[str, ...]
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 images (N, size, size, 3) -> (N, K)."""
+        """uint8 images (N, size, size, C) -> (N, K)."""
         device = next(self.model.parameters()).device
         with no_grad():
             return F.softmax(self.model(Tensor(self.preparation.normalise(pixels)).to(device))).numpy()
@@ -128,13 +82,8 @@ def open_classifier(
     """
     path = imagenet_file(depth, log) if str(weights) == "imagenet" else weights_file(weights)
     model = from_weights(path, log)
-    count, small = model.fc.out_features, model.conv1.kernel_size == (3, 3)
-    notes = _notes(path, log)
-    mean, std, names = IMAGENET_MEAN, IMAGENET_STD, None
-    if "mean" in notes:
-        mean, std = notes["mean"], notes["std"]
-    elif small:
-        mean, std = CIFAR10.mean, CIFAR10.std
+    notes = _notes(path, model.conv1.weight.shape[2], log)
+    count, names = model.fc.out_features, None
     if classes is not None:
         names = tuple(classes)
     elif len(notes.get("classes", ())) == count:
@@ -154,20 +103,53 @@ def open_classifier(
     else:
         names = tuple(f"class {number}" for number in range(count))
         log(f"{path}: says nothing of its {count} classes: numbers instead of names")
-    if "mean" not in notes and str(weights) != "imagenet":
-        log(f"{path}: says nothing of its normalisation, taken for that of {'CIFAR-10' if small else 'ImageNet'}")
     if len(names) != count:
         raise WeightsError(f"{path}: has {count} classes, {len(names)} names are given")
+    preparation = _preparation(path, model, notes, image_size, str(weights) == "imagenet", log)
+    return Classifier(fold(model).to(device), preparation, names)
+
+
+def preparation_of(weights: str | Path, model: nn.Module, log: Callable[[str], None] = print) -> Preparation:
+    """The preparation that `model` has learned with: the one noted in the file or folder `weights`, or "imagenet"."""
+    if str(weights) == "imagenet":
+        return _preparation(Path(weights), model, {}, None, True, log)
+    path = weights_file(weights)
+    return _preparation(path, model, _notes(path, model.conv1.weight.shape[2], log), None, False, log)
+
+
+def _preparation(
+    path: Path,
+    model: nn.Module,
+    notes: dict[str, Any],
+    image_size: int | None,
+    imagenet: bool,
+    log: Callable[[str], None],
+) -> Preparation:
+    """By the `notes`; what they do not say is assumed, and logged unless the weights are torchvision's (`imagenet`)."""
+    small, channels = model.conv1.kernel_size == (3, 3), model.conv1.weight.shape[2]
+    if channels not in (1, 3):
+        raise WeightsError(f"{path}: takes images of {channels} channels, and pictures have 1 or 3")
+    mean, std = (CIFAR10.mean, CIFAR10.std) if small else (IMAGENET_MEAN, IMAGENET_STD)
+    if channels == 1:
+        mean, std = (float(np.mean(mean)),), (float(np.mean(std)),)
+    if "mean" in notes:
+        mean, std = notes["mean"], notes["std"]
+    elif not imagenet:
+        log(f"{path}: says nothing of its normalisation, taken for that of {'CIFAR-10' if small else 'ImageNet'}")
     size = image_size or notes.get("image_size") or (32 if small else IMAGENET_SIZE)
-    if not image_size and "image_size" not in notes and str(weights) != "imagenet":
+    if not image_size and "image_size" not in notes and not imagenet:
         log(f"{path}: says nothing of the size of its images, taken for {size}x{size}")
-    # ImageNet's networks are tested on the middle of an image; ours on the whole image.
-    resize = IMAGENET_RESIZE * size // IMAGENET_SIZE if count == 1000 and not small else size
-    return Classifier(fold(model).to(device), Preparation(resize, size, tuple(mean), tuple(std)), names)
+    # ImageNet's networks are tested on the middle of an image; ours on the whole image, or its largest square.
+    by_torchvision = model.fc.out_features == 1000 and not small and "dataset" not in notes
+    resize = IMAGENET_RESIZE * size // IMAGENET_SIZE if by_torchvision else size
+    return Preparation(resize, size, tuple(mean), tuple(std))
 
 
-def _notes(path: Path, log: Callable[[str], None]) -> dict[str, Any]:
-    """The notes of a run beside the weights (config.json) and in their file; {} for files from elsewhere."""
+def _notes(path: Path, channels: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """The notes of a run beside the weights (config.json) and in their file; {} for files from elsewhere.
+
+    What is not usable, for a network that takes images of so many `channels`, is left out and logged.
+    """
     notes: dict[str, Any] = {}
     for text in (_config(path), read_metadata(path).get("minires", "{}")):
         try:
@@ -179,7 +161,7 @@ def _notes(path: Path, log: Callable[[str], None]) -> dict[str, Any]:
             notes |= found
     size = notes.get("image_size")
     usable = {
-        "mean": all(_three_numbers(notes.get(name)) for name in ("mean", "std")),  # they are only used together
+        "mean": all(_are_numbers(notes.get(name), channels) for name in ("mean", "std")),  # they are only used together
         "classes": isinstance(notes.get("classes"), list),
         "image_size": type(size) is int and size >= 1,  # True is an int too
     }
@@ -189,8 +171,8 @@ def _notes(path: Path, log: Callable[[str], None]) -> dict[str, Any]:
     return notes
 
 
-def _three_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(type(number) in (int, float) for number in value)
 
 
 def _config(path: Path) -> str:
@@ -215,12 +197,12 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 def batches(
     files: Sequence[Path], preparation: Preparation, batch_size: int, skip: Callable[[ImageError], None]
 ) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """(files, uint8 (n, size, size, 3)) for `batch_size` files at a time; `skip` gets the error of each bad file."""
+    """(files, uint8 (n, size, size, C)) for `batch_size` files at a time; `skip` gets the error of each bad file."""
     for start in range(0, len(files), batch_size):
         chunk, pixels = [], []
         for path in files[start : start + batch_size]:
             try:
-                pixels.append(preparation.pixels(read_image(path)))
+                pixels.append(preparation.read(path))
                 chunk.append(path)
             except ImageError as error:
                 skip(error)

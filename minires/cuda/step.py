@@ -9,10 +9,9 @@ Reading order: after graph.py. Next: memory.py.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import minires.functional as F
 from minires import nn
 from minires.cuda.graph import Recorder, RecordingError, free_memory
 from minires.cuda.loss import record_step
@@ -36,6 +35,8 @@ def unsafe(model: Module) -> str | None:
 class DeviceStep:
     """A step of training by the CUDA kernels. Call the step inside `with step.active():`.
 
+    loss   from logits (N,K) and labels (N,) to a scalar. One that waits for the GPU, as cross-entropy with weights does
+           to check them, cannot be recorded
     graph  whether to record and replay the step: True, False, or None for wherever recording works. With None, a step
            that waits for the GPU or copies is run without a graph, after a warning
 
@@ -44,11 +45,13 @@ class DeviceStep:
 
     read_every = READ_EVERY
 
-    def __init__(self, model: Module, optimizer: Optimizer, label_smoothing: float, graph: bool | None = None):
+    def __init__(
+        self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Array], Tensor], graph: bool | None = None
+    ):
         reason = unsafe(model)
         if graph and reason:
             raise ValueError(f"graph: the step cannot be recorded, {reason}")
-        self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
+        self.model, self.optimizer, self.loss = model, optimizer, loss
         self.graph = not reason if graph is None else graph
         self._must_record = bool(graph)
         self.pending = 0  # steps whose results have not been read
@@ -104,7 +107,7 @@ class DeviceStep:
     def _run(self, x: Array, y: Array) -> None:
         """The step itself, without `optimizer.advance`."""
         logits = self.model(Tensor(x))
-        loss = F.cross_entropy(logits, y, self.label_smoothing)
+        loss = self.loss(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.apply()

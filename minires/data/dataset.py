@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+Images = Any  # a uint8 array (N, H, W, C), or `Pictures`, which are files in its place
 
 
 class DataError(ValueError):
@@ -21,58 +24,67 @@ class NotAvailable(DataError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images and labels for training and for testing.
+    """Images and labels for training, for validation, and for testing.
 
-    Images are uint8 (N, H, W, 3), labels int64 (N,) from 0 to `num_classes` - 1, `mean` and `std` three floats on the
-    scale where a pixel is 0 to 1. `name` says honestly which images these are; every report shows the name.
+    Images are uint8 (N, H, W, C), labels int64 (N,) from 0 to `num_classes` - 1, `mean` and `std` C floats on the
+    scale where a pixel is 0 to 1. Validation and test images may be none; files may stand for images (`Pictures`).
+    `name` says honestly which images these are; every report shows the name.
     Raises `DataError` for arrays that do not fit this description.
     """
 
     name: str
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    val_images: Images = None  # None becomes an empty part
+    val_labels: np.ndarray = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "test"):
+        if self.val_images is None:
+            object.__setattr__(self, "val_images", self.train_images[:0])
+            object.__setattr__(self, "val_labels", self.train_labels[:0])
+        image, channels = self.train_images.shape[1:], len(self.mean)
+        for part in ("train", "val", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            n = len(images)
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels or 0 in images.shape[1:]:
                 raise DataError(
-                    f"{self.name}: {part} images are {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)"
+                    f"{self.name}: {part} images are {images.dtype} {images.shape}, "
+                    f"expected uint8 (N, H, W, {channels})"
                 )
-            if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-                raise DataError(
-                    f"{self.name}: {part} labels are {labels.dtype} {labels.shape}, expected int64 ({len(images)},)"
-                )
-            if labels.min() < 0 or labels.max() >= self.num_classes:
-                raise DataError(
-                    f"{self.name}: {part} labels run from {labels.min()} to {labels.max()}, "
-                    f"expected 0 to {self.num_classes - 1}"
-                )
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise DataError(
-                f"{self.name}: training images are {self.train_images.shape[1:]}, test images "
-                f"{self.test_images.shape[1:]}, expected the same (H, W, 3)"
-            )
+            if images.shape[1:] != image:
+                raise DataError(f"{self.name}: {part} images are {images.shape[1:]}, expected {image}, as for training")
+            if labels.dtype != np.int64 or labels.shape != (n,):
+                raise DataError(f"{self.name}: {part} labels are {labels.dtype} {labels.shape}, expected int64 ({n},)")
+            if n and not 0 <= labels.min() <= labels.max() < self.num_classes:
+                found = f"{part} labels run from {labels.min()} to {labels.max()}"
+                raise DataError(f"{self.name}: {found}, expected 0 to {self.num_classes - 1}")
+        if len(self.train_images) == 0:
+            raise DataError(f"{self.name}: train images are none")
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def __repr__(self) -> str:
-        sizes = f"{len(self.train_images):,} training and {len(self.test_images):,} test images"
-        return f"Dataset({self.name!r}: {sizes} {self.train_images.shape[1:]}, {self.num_classes} classes)"
+        parts = {"training": self.train_images, "validation": self.val_images, "test": self.test_images}
+        sizes = " and ".join(f"{len(images):,} {part}" for part, images in parts.items() if len(images))
+        return f"Dataset({self.name!r}: {sizes} images {self.train_images.shape[1:]}, {self.num_classes} classes)"
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any training image, any training label, or their order."""
+        """16 hexadecimal digits that change with any training image, any training label, or their order.
+
+        Of files the names and sizes count, not the content.
+        """
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels):
             digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            files = hasattr(array, "fingerprint")
+            digest.update(array.fingerprint() if files else np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
     def notes(self, image_size: int | None = None) -> dict[str, object]:

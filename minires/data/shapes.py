@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minires.data.dataset import Dataset
+from minires.data.folders import mean_and_std
 
 SIZE = 32
 SCALE = 4  # outlines are drawn on a canvas 4 times as wide and averaged down: soft edges
@@ -95,7 +96,7 @@ def shapes10(
         for split, (part, size) in enumerate(sizes.items()):
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = draw(size, np.random.default_rng([seed, split]))
         _write(path, arrays, log)
-    mean, std = _mean_and_std(arrays["train_images"])
+    mean, std = mean_and_std(arrays["train_images"])
     return Dataset("Shapes-10", classes=CLASSES, mean=mean, std=std, **arrays)
 
 
@@ -130,17 +131,6 @@ def _write(path: Path, arrays: dict[str, np.ndarray], log: Callable[[str], None]
         log(f"{path}: cannot be kept ({error.strerror or error}); it will be drawn again next time")
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Exact mean and std per channel, on the scale 0..1, from the counts of the 256 values."""
-    values = np.arange(256) / 255
-    mean, std = [], []
-    for channel in range(3):
-        share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
-        mean.append(float(share @ values))
-        std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)))
-    return tuple(mean), tuple(std)
 
 
 def draw(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

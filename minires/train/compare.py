@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.train.report import new_figure
+from minires.train.report import TITLES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Settings ignored when two runs are compared: the seed, the data's location, the requested data set (the one used is in
 # `dataset`), and what depends on it.
 NOT_COMPARED = ("seed", "data", "data_dir", "classes", "mean", "std", "fingerprint", "commands")
-NUMBERS = ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds")  # in every line of a log
+NUMBERS = ("epoch", "loss", "accuracy", "seconds")  # in every line of a log
 
 
 class RunError(ValueError):
@@ -58,9 +58,14 @@ class Run:
         return f"{'plain' if self.settings.get('plain') else 'ResNet'}-{self.settings['depth']}"
 
     @property
+    def part(self) -> str:
+        """What the epochs were evaluated on: "val", or "test" where no images were kept aside for validation."""
+        return part_of(self.records[-1])
+
+    @property
     def accuracy(self) -> float:
-        """The test accuracy after the last epoch, 0 to 1: never the best of several epochs."""
-        return self.records[-1]["test_accuracy"]
+        """The accuracy on that part after the last epoch, 0 to 1: never the best of several epochs."""
+        return self.records[-1][f"{self.part}_accuracy"]
 
     @property
     def minutes(self) -> float:
@@ -85,7 +90,8 @@ def read_run(path: str | Path) -> Run:
     log = path / "log.jsonl"
     try:
         records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        wrong = [name for record in records for name in NUMBERS if not isinstance(record[name], int | float)]
+        names = [(*NUMBERS, *(f"{part_of(record)}_{name}" for name in ("loss", "accuracy"))) for record in records]
+        wrong = [name for record, of in zip(records, names) for name in of if not isinstance(record[name], int | float)]
         if wrong:
             raise ValueError(f"{wrong[0]} is not a number")
     except (OSError, ValueError, TypeError, LookupError) as error:
@@ -95,9 +101,15 @@ def read_run(path: str | Path) -> Run:
     if results.get("epochs") != records[-1]["epoch"]:
         results = {}  # from before the run was resumed
     facts = {name: results[name] for name in ("device", "kernels") if name in results}
-    if "test_images" in records[-1]:
-        facts["test_images"] = records[-1]["test_images"]
+    tested = f"{part_of(records[-1])}_images"
+    if tested in records[-1]:
+        facts[tested] = records[-1][tested]
     return Run(path, {**settings, **facts}, records, results)
+
+
+def part_of(record: dict[str, Any]) -> str:
+    """What a line of a log has evaluated: "val" or "test"."""
+    return "val" if "val_accuracy" in record else "test"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -147,19 +159,24 @@ def table(runs: Sequence[Run]) -> tuple[str, list[list[str]]]:
             differing.append(name)
         elif values[0] is not None:
             common.append(f"{name} {_text(values[0])}")
-    rows = [["run", *differing, "done", "train loss", "test loss", "test accuracy", "training minutes"]]
+    part = " or ".join(TITLES[part] for part in TITLES if part in {run.part for run in runs})
+    # Of runs with a validation part the test set was evaluated once, at the end.
+    final = ["test accuracy"] if any(run.part == "val" and "test_accuracy" in run.results for run in runs) else []
+    rows = [["run", *differing, "done", "train loss", f"{part} loss", f"{part} accuracy", *final, "training minutes"]]
     for group in repetitions(runs):
         for run in group:
             last, planned = run.records[-1], run.settings["epochs"]
             done = f"{last['epoch']:.4g}" + (f" of {planned}" if last["epoch"] < planned else "")
             rows.append(
                 [run.name, *(_text(run.settings.get(name)) for name in differing), done, f"{last['loss']:.4f}",
-                 f"{last['test_loss']:.4f}", percent([run.accuracy]), f"{run.minutes:.1f}"]
+                 f"{last[f'{run.part}_loss']:.4f}", percent([run.accuracy]),
+                 *(percent([run.results[name.replace(" ", "_")]]) if run.results else "-" for name in final),
+                 f"{run.minutes:.1f}"]
             )  # fmt: skip
         accuracies = mean_and_std(group)
         if accuracies:
             blank = [""] * len(differing)
-            rows.append([f"mean ± std of {len(group)}", *blank, "", "", "", accuracies, ""])
+            rows.append([f"mean ± std of {len(group)}", *blank, "", "", "", accuracies, *[""] * len(final), ""])
     return ", ".join(common), rows
 
 
@@ -200,12 +217,15 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
         epochs = [record["epoch"] for record in run.records]
         marker = "." if len(epochs) < 40 else None  # a run of one epoch would be invisible
         for axes, name, scale, offset in ((left, "loss", 1, 0), (right, "accuracy", -100, 100)):
-            for prefix, style in (("", "--"), ("test_", "-")):
+            for prefix, style in (("", "--"), (f"{run.part}_", "-")):
                 values = [offset + scale * record[prefix + name] for record in run.records]
                 axes.plot(epochs, values, style, color=colours[i], marker=marker, linewidth=1.5)
     labels = [name.replace("$", r"\$") for name in names or _names(runs)]
+    part = " or ".join(TITLES[part] for part in TITLES if part in {run.part for run in runs})
     handles = [Line2D([], [], color=colours[i], label=label) for i, label in enumerate(labels)]
-    handles += [Line2D([], [], color="gray", linestyle=s, label=t) for s, t in (("--", "training"), ("-", "test set"))]
+    handles += [
+        Line2D([], [], color="gray", linestyle=s, label=t) for s, t in (("--", "training"), ("-", f"{part} set"))
+    ]
     for axes, name in ((left, "loss (cross-entropy)"), (right, "error in %")):
         axes.set(xlabel="epoch", ylabel=name, ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)

@@ -45,6 +45,10 @@ class Evaluation:
         """The share of the N images whose most probable class is the true one."""
         return float((self.predictions == self.labels).mean())
 
+    def numbers(self, part: str) -> dict[str, float]:
+        """Loss, accuracy and number of images, under names that begin with `part`: test_loss, ..."""
+        return {f"{part}_loss": self.loss, f"{part}_accuracy": self.accuracy, f"{part}_images": len(self.labels)}
+
 
 def evaluate(
     model: Module,

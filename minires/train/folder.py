@@ -4,10 +4,11 @@
     log.jsonl           one line per epoch
     state.safetensors   everything needed to resume; complete on its own
     last.safetensors    the weights alone, in PyTorch's names and layouts, for use elsewhere
+    best.safetensors    those of the best epoch, where they are asked for (best.py)
     results.json        the final losses, accuracies and times
     curves.png  confusion.png  mistakes.png
 
-Reading order: after progress.py. Next: report.py.
+Reading order: after progress.py. Next: best.py.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minires.train import checkpoint
 from minires.train.training import Training
 
-STATE, WEIGHTS = "state.safetensors", "last.safetensors"
+STATE, WEIGHTS, BEST = "state.safetensors", "last.safetensors", "best.safetensors"
 
 
 class RunFolder:
@@ -31,12 +34,13 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.state, self.weights, self.config = self.path / STATE, self.path / WEIGHTS, self.path / "config.json"
+        self.best = self.path / BEST
         self.log, self.results = self.path / "log.jsonl", self.path / "results.json"
 
     @property
     def is_used(self) -> bool:
         """Whether the folder holds a saved run, or the small files of one whose large files were deleted."""
-        if any(path.exists() for path in (self.state, self.weights, self.results)):
+        if any(path.exists() for path in (self.state, self.weights, self.best, self.results)):
             return True
         return self.log.exists() and self.log.stat().st_size > 0  # it is empty until the first epoch has been saved
 
@@ -84,8 +88,18 @@ class RunFolder:
         Raises `TrainingError` for weights that are not finite, and `OSError`; the old files are intact then.
         """
         training.save(self.state)
-        info = {"step": training.step, "epoch": training.epoch, "settings": training.settings, **training.notes}
-        checkpoint.save(self.weights, training.model.state_dict(), info)
+        self.save_weights(training, self.weights)
+
+    def save_weights(self, training: Training, path: Path, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write the model's weights to `path`, with the notes that `minires predict` needs, and with `about`."""
+        info = {
+            "step": training.step,
+            "epoch": training.epoch,
+            "settings": training.settings,
+            **training.notes,
+            **about,
+        }
+        checkpoint.save(path, training.model.state_dict(), info)
 
 
 def new_run(base: str | Path) -> RunFolder:
@@ -112,5 +126,8 @@ def state_file(path: str | Path) -> Path:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights: the one in the folder `path` of a run, or `path` itself if it is a file."""
-    return RunFolder(path).weights if Path(path).is_dir() else Path(path)
+    """The file of weights: in the folder `path` of a run the best, or else the last; or the file `path` itself."""
+    if not Path(path).is_dir():
+        return Path(path)
+    folder = RunFolder(path)
+    return folder.best if folder.best.exists() else folder.weights

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,14 +29,16 @@ from minires.optim.schedules import Schedule
 from minires.tensor import Tensor
 from minires.train.evaluate import Evaluation, evaluate
 from minires.train.folder import RunFolder
-from minires.train.nonfinite import TrainingError, first_nonfinite_layer
-from minires.train.progress import Progress, format_seconds, say
+from minires.train.nonfinite import TrainingError, first_nonfinite_layer, no_warnings
+from minires.train.progress import Progress, epoch_line, say
 from minires.train.stop import Stop
 from minires.train.training import Training
 
 WARM_UP, MEASURED = 1, 3  # steps left out, then timed, to estimate an epoch's time
 SAVE_SECONDS = 600  # the longest time between checkpoints, within an epoch too
 CURE = "a lower learning rate (--lr) is the usual cure"
+LossFunction = Callable[[Tensor, Array], Tensor]
+Callback = Callable[[Training, Evaluation], "bool | None"]
 
 
 class Interrupted(Exception):
@@ -51,7 +52,9 @@ def fit(
     schedule: Schedule,
     epochs: int,
     *,
-    label_smoothing: float = 0.0,
+    loss: LossFunction = F.cross_entropy,
+    part: str = "test",
+    callbacks: Sequence[Callback] = (),
     stop: Stop | None = None,
     folder: RunFolder | None = None,
     log: Callable[[str], None] = say,
@@ -62,6 +65,9 @@ def fit(
 
     training  the state, changed in place; a resumed state goes on with the next batch
     schedule  from the step to the learning rate
+    loss      from logits (N,K) and labels (N,) to a scalar; `partial(F.cross_entropy, weight=...)` is one
+    part      what `test_batches` are, "test" or "val": the record's names begin with it, as in test_accuracy
+    callbacks called with `training` and the evaluation at the end of each epoch; a True ends the training. See best.py
     stop      limits of this session; at least one step is done
     folder    for checkpoints and the log; None: no files
     advice    from the seconds of an epoch to a text, logged once four steps of the first epoch are timed
@@ -72,10 +78,11 @@ def fit(
     checkpoint that cannot be written.
     """
     make_step = kernels.part("Step", next(training.model.parameters()).device) or HostStep
-    step = make_step(training.model, training.optimizer, label_smoothing, graph)
+    step = make_step(training.model, training.optimizer, loss, graph)
     return Loop(
-        training, train_batches, test_batches, schedule, epochs, step, stop or Stop(), folder, log, advice
-    ).run()
+        training, train_batches, test_batches, schedule, epochs, step, part, callbacks,
+        stop or Stop(), folder, log, advice,
+    ).run()  # fmt: skip
 
 
 class Step(Protocol):
@@ -102,13 +109,13 @@ class HostStep:
 
     read_every = 1
 
-    def __init__(self, model: Module, optimizer: Optimizer, label_smoothing: float, graph: bool | None = None):
+    def __init__(self, model: Module, optimizer: Optimizer, loss: LossFunction, graph: bool | None = None):
         if graph:
             device = next(model.parameters()).device
             raise ValueError(
                 f"graph: CUDA graphs need the CUDA kernels, in use are {kernels.in_use(device)} on {device!r}"
             )
-        self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
+        self.model, self.optimizer, self.loss = model, optimizer, loss
         self.pending = 0
         self._result = (0.0, 0.0)
         self._x: Array | None = None
@@ -121,7 +128,7 @@ class HostStep:
     def __call__(self, x: Array, y: Array, lr: float) -> None:
         """One whole step of training. x (N,H,W,3), y (N,)."""
         logits = self.model(Tensor(x))  # (N,K)
-        loss = F.cross_entropy(logits, y, self.label_smoothing)
+        loss = self.loss(logits, y)  # F.cross_entropy
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.lr = lr
@@ -151,6 +158,8 @@ class Loop:
     schedule: Schedule
     epochs: int
     step: Step
+    part: str
+    callbacks: Sequence[Callback]
     stop: Stop
     folder: RunFolder | None
     log: Callable[[str], None]
@@ -167,8 +176,7 @@ class Loop:
                 evaluation = self.evaluate()
             if self.stop.interrupted:  # before or during the evaluation
                 break
-            self.end_epoch(evaluation)
-            if self.stop.reason():
+            if self.end_epoch(evaluation) or self.stop.reason():
                 break
 
         if evaluation is None and not self.stop.interrupted:
@@ -184,7 +192,7 @@ class Loop:
         """Train on the remaining batches of the epoch in progress, or until `stop` gives a reason."""
         training, step = self.training, self.step
         title = f"epoch {training.epoch + 1}/{self.epochs}"
-        progress = Progress(title, len(self.train_batches), training.batch, self.log)
+        progress = Progress(title, len(self.train_batches), training.batch, self.log, first=training.epoch == 0)
         saved = last = time.monotonic()
         timed: list[float] = []  # seconds of each step
         sizes: list[int] = []  # images in the steps whose results have not been read
@@ -225,33 +233,24 @@ class Loop:
             )
         training.seconds += time.monotonic() - start
         if not math.isfinite(evaluation.loss):
-            raise TrainingError(f"step {training.step}: the test loss is {evaluation.loss}; {CURE}")
+            raise TrainingError(f"step {training.step}: the {self.part} loss is {evaluation.loss}; {CURE}")
         return evaluation
 
-    def end_epoch(self, evaluation: Evaluation) -> None:
-        """Note the epoch, or the finished part of an epoch; write the checkpoint and the log."""
+    def end_epoch(self, evaluation: Evaluation) -> bool:
+        """Note the epoch, or the finished part of an epoch; write the checkpoint and the log. True: stop here."""
         training = self.training
-        training.record = record(training, len(self.train_batches), evaluation)
-        self.log(epoch_line(training.record, self.epochs))
+        training.record = record(training, len(self.train_batches), evaluation, self.part)
+        self.log(epoch_line(training.record, self.epochs, self.part))
         if training.batch == len(self.train_batches):
             training.end_epoch()
+        enough = [callback(training, evaluation) for callback in self.callbacks]
         if self.folder:
             self.folder.save(training)
             self.folder.write_log(training.records)
+        return any(enough)
 
 
-@contextmanager
-def no_warnings() -> Iterator[None]:
-    """Silences NumPy's warnings about overflow: they would precede the check that names the layer.
-
-    np.errstate is not enough: it holds for one thread, and the CPU kernels have several.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-
-
-def record(training: Training, batches: int, evaluation: Evaluation) -> dict[str, Any]:
+def record(training: Training, batches: int, evaluation: Evaluation, part: str) -> dict[str, Any]:
     """A line of log.jsonl. `epoch` counts finished epochs, with a fraction for an epoch that was cut short."""
     begin = training.step - training.batch
     done = training.batch / batches
@@ -260,19 +259,8 @@ def record(training: Training, batches: int, evaluation: Evaluation) -> dict[str
         "step": training.step,
         "loss": float(np.mean(training.losses[begin:])),
         "accuracy": float(np.mean(training.accuracies[begin:])),
-        "test_loss": evaluation.loss,
-        "test_accuracy": evaluation.accuracy,
-        "test_images": len(evaluation.labels),
+        **evaluation.numbers(part),
         "lr": training.optimizer.lr,
         "images_per_second": training.epoch_images / max(training.epoch_seconds, 1e-9),
         "seconds": training.epoch_seconds,
     }
-
-
-def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """The line that the terminal shows for an epoch."""
-    return (
-        f"epoch {record['epoch']:.4g}/{epochs}: loss {record['loss']:.4f}, accuracy {100 * record['accuracy']:.2f} %, "
-        f"test loss {record['test_loss']:.4f}, test accuracy {100 * record['test_accuracy']:.2f} %, "
-        f"{record['images_per_second']:.4g} images/s, lr {record['lr']:.4g}, {format_seconds(record['seconds'])}"
-    )

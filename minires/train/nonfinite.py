@@ -5,6 +5,9 @@ Reading order: when a loss is NaN; loop.py asks here.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from minires.device import Array, module_of
@@ -42,3 +45,14 @@ def first_nonfinite_layer(model: Module, x: Array) -> str:
     why = "" if all(finite(p.data) for p in layer.parameters()) else ", whose weights are not finite either"
     name = names[layer] or "the model itself"
     return f"the first layer whose output is not finite is {name} ({type(layer).__name__}){why}"
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Silences NumPy's warnings about overflow: they would precede the check that names the layer.
+
+    np.errstate is not enough: it holds for one thread, and the CPU kernels have several.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -23,16 +24,19 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Progress through the `total` batches of an epoch, of which `done` were done in an earlier session."""
+    """Progress through the `total` batches of an epoch, of which `done` were done in an earlier session.
 
-    def __init__(self, title: str, total: int, done: int = 0, log: Callable[[str], None] = say):
-        self.title, self.total, self.done, self.log = title, total, done, log
+    first  whether it is the first epoch: without a terminal, it has a line for its first batch
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, log: Callable[[str], None] = say, first: bool = True):
+        self.title, self.total, self.done, self.log, self.first = title, total, done, log, first
         # disable=None: no bar where stderr is neither a terminal nor a notebook's.
         bar = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
         self.bar = None if bar.disable else bar
         self.start = self.last_line = time.monotonic()
         self.images = self.batches = 0  # of this session
-        self.told = done  # the batch at the last printed line
+        self.told: int | None = None  # the batch at the last printed line; None: no line yet
         self.losses: deque[float] = deque(maxlen=RECENT)
         self.accuracies: deque[float] = deque(maxlen=RECENT)
 
@@ -46,7 +50,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self._figures(), refresh=False)
             self.bar.update()
-        elif self.batches == 1 or time.monotonic() - self.last_line >= LINE_SECONDS:
+        elif (self.first and self.batches == 1) or time.monotonic() - self.last_line >= LINE_SECONDS:
             self._line()
 
     def __enter__(self) -> Progress:
@@ -55,7 +59,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.done != self.told:
+        elif self.told not in (None, self.done):
             self._line()
 
     def _figures(self) -> str:
@@ -67,6 +71,15 @@ class Progress:
         self.last_line, self.told = time.monotonic(), self.done
         left = (self.last_line - self.start) / self.batches * (self.total - self.done)
         self.log(f"{self.title}, batch {self.done}/{self.total}: {self._figures()}, {format_seconds(left)} left")
+
+
+def epoch_line(record: dict[str, Any], epochs: int, part: str) -> str:
+    """The line that the terminal shows for an epoch."""
+    return (
+        f"epoch {record['epoch']:.4g}/{epochs}: loss {record['loss']:.4f}, accuracy {100 * record['accuracy']:.2f} %, "
+        f"{part} loss {record[f'{part}_loss']:.4f}, {part} accuracy {100 * record[f'{part}_accuracy']:.2f} %, "
+        f"{record['images_per_second']:.4g} images/s, lr {record['lr']:.4g}, {format_seconds(record['seconds'])}"
+    )
 
 
 def format_seconds(seconds: float) -> str:

@@ -6,13 +6,14 @@
 
 matplotlib is imported only when a picture is drawn: only the extra "plots" installs matplotlib.
 
-Reading order: after folder.py. Next: compare.py.
+Reading order: after best.py. Next: compare.py.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, TEST = "tab:blue", "tab:orange"  # one colour for each, in all panels
+TITLES = {"val": "validation", "test": "test"}  # of the parts of a data set
 
 
-def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: dict[str, Any]) -> dict[str, Any]:
+def results(
+    training: Training,
+    evaluations: Mapping[str, Evaluation],
+    dataset: Dataset,
+    info: dict[str, Any],
+    best_epoch: float | None = None,
+) -> dict[str, Any]:
     """The content of results.json; `info` is `minires.info()`.
 
-    Accuracies are shares, 0 to 1, and those of the LAST epoch; memory is in bytes.
+    evaluations  by the part of the data set: "val", "test", or both
+    best_epoch   the epoch of the weights that were evaluated, if not those of the last
+
+    Accuracies are shares, 0 to 1, and those of the LAST epoch unless `weights` says otherwise; memory is in bytes.
+    `per_class` is of the test images, or of the validation images where there are no test images.
     """
     parameter = next(training.model.parameters())
     record = training.record
@@ -44,9 +56,9 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: 
         "parameters": sum(p.size for p in training.model.parameters()),
         "epochs": record["epoch"],
         "steps": training.step,
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_images": len(evaluation.labels),
+        **{name: value for part, found in evaluations.items() for name, value in found.numbers(part).items()},
+        "weights": "last" if best_epoch is None else "best",
+        "weights_epoch": record["epoch"] if best_epoch is None else best_epoch,
         "train_accuracy": record["accuracy"],
         "train_loss": record["loss"],
         "train_images": len(dataset.train_images),
@@ -59,17 +71,57 @@ def results(training: Training, evaluation: Evaluation, dataset: Dataset, info: 
         "seed": training.settings["seed"],
         "machine": {name: info[name] for name in machine},
         "versions": info["versions"],
+        "per_class": per_class(evaluations[judged(evaluations)], dataset.classes),
     }
+
+
+def judged(evaluations: Mapping[str, Any]) -> str:
+    """The part of the data set that a run is judged by: "test", or "val" where there are no test images."""
+    return "test" if "test" in evaluations else "val"
+
+
+def per_class(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """For each class its name, the number of its images, and the two shares of 1 that an accuracy hides.
+
+    precision  of the images that the model calls by this class's name, the share that is of the class
+    recall     of the images of the class, the share that the model finds
+
+    A share of nothing is None: no image is of the class, or none is taken for one.
+    """
+    rows = []
+    for label, name in enumerate(classes):
+        is_class, says_class = evaluation.labels == label, evaluation.predictions == label
+        right = int((is_class & says_class).sum())
+        shares = {"precision": int(says_class.sum()), "recall": int(is_class.sum())}
+        rows.append(
+            {"class": name, "images": shares["recall"]}
+            | {share: right / count if count else None for share, count in shares.items()}
+        )
+    return rows
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`per_class` as a table for a terminal."""
+    cells = [["class", "images", "precision", "recall"]]
+    for row in rows:
+        shares = ["-" if row[name] is None else f"{100 * row[name]:.1f} %" for name in ("precision", "recall")]
+        cells.append([row["class"], f"{row['images']:,}", *shares])
+    first, *others = (max(map(len, column)) for column in zip(*cells))
+    lines = [f"{name:<{first}}" + "".join(f"  {cell:>{n}}" for cell, n in zip(row, others)) for name, *row in cells]
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def final_line(result: dict[str, Any], dataset: Dataset, folder: Path) -> str:
     """`test accuracy 91.23 % (CIFAR-10, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME`."""
-    tested = result["test_images"]
+    part = "test" if "test_accuracy" in result else "val"
+    tested = result[f"{part}_images"]
     epochs = f"{result['epochs']:.4g} epoch{'' if result['epochs'] == 1 else 's'}"
-    partly = "" if tested == len(dataset.test_images) else f", on the first {tested:,} test images only"
+    every = len(getattr(dataset, f"{part}_images"))
+    partly = "" if tested == every else f", on the first {tested:,} {TITLES[part]} images only"
+    best = "" if result["weights"] == "last" else f", with the weights of epoch {result['weights_epoch']:g}"
     return (
-        f"test accuracy {100 * result['test_accuracy']:.2f} % ({result['dataset']}, ResNet-{result['depth']}, "
-        f"{epochs}, {result['minutes']:.1f} min{partly}) -> {folder}"
+        f"{TITLES[part]} accuracy {100 * result[f'{part}_accuracy']:.2f} % ({result['dataset']}, "
+        f"ResNet-{result['depth']}, {epochs}, {result['minutes']:.1f} min{best}{partly}) -> {folder}"
     )
 
 
@@ -99,17 +151,29 @@ def draw_pictures(
     dataset: Dataset,
     folder: Path,
     log: Callable[[str], None] = say,
+    part: str = "test",
 ) -> None:
-    """Write the three pictures to `folder`; without matplotlib, log a note and write none. Raises `OSError`."""
+    """Write the three pictures to `folder`; without matplotlib, log a note and write none. Raises `OSError`.
+
+    part  what `evaluation` is of: "test" or "val"
+    """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         log("no pictures: matplotlib is not installed (pip install matplotlib)")
         return
-    title = f"ResNet-{training.settings['depth']} on {dataset.name}: test accuracy {100 * evaluation.accuracy:.2f} %"
-    curves(training, title).savefig(folder / "curves.png", dpi=120)
-    confusion(evaluation, dataset.classes, title).savefig(folder / "confusion.png", dpi=120)
-    mistakes(evaluation, dataset, title).savefig(folder / "mistakes.png", dpi=120)
+    accuracy = f"{TITLES[part]} accuracy {100 * evaluation.accuracy:.2f} %"
+    title = f"ResNet-{training.settings['depth']} on {dataset.name}: {accuracy}".replace("$", r"\$")  # no formulas
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter of a class's name that the font lacks
+        curves(training, title).savefig(folder / "curves.png", dpi=120)
+        confusion(evaluation, dataset.classes, title).savefig(folder / "confusion.png", dpi=120)
+        mistakes(evaluation, dataset, title, part=part).savefig(folder / "mistakes.png", dpi=120)
+
+
+def as_labels(classes: Sequence[str]) -> list[str]:
+    """The names of the classes, at most 24 letters of each, for a figure: a dollar sign begins no formula."""
+    return [(name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$") for name in classes]
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -140,9 +204,10 @@ def curves(training: Training, title: str) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_xlim(0, ends[-1][1])
     epochs = [record["epoch"] for record in records]
-    style = {"color": TEST, "marker": "o", "markersize": 4, "label": "test set", "clip_on": False}
-    left.plot(epochs, [record["test_loss"] for record in records], **style)
-    right.plot(epochs, [100 * record["test_accuracy"] for record in records], **style)
+    part = "val" if "val_loss" in records[-1] else "test"
+    style = {"color": TEST, "marker": "o", "markersize": 4, "label": f"{TITLES[part]} set", "clip_on": False}
+    left.plot(epochs, [record[f"{part}_loss"] for record in records], **style)
+    right.plot(epochs, [100 * record[f"{part}_accuracy"] for record in records], **style)
     left.set(ylabel="loss (cross-entropy)", ylim=(0, None))
     right.set(ylabel="accuracy in %", ylim=(0, 100))
     left.legend(loc="upper right")
@@ -165,6 +230,7 @@ def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> F
     picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     font = 10 if count <= 20 else 7
     slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 20 else {"rotation": 90}
+    classes = as_labels(classes)
     axes.set_xticks(range(count), classes, fontsize=font, **slant)
     axes.set_yticks(range(count), classes, fontsize=font)
     axes.set_xlabel("what the model says")
@@ -179,21 +245,27 @@ def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> F
     return figure
 
 
-def mistakes(evaluation: Evaluation, dataset: Dataset, title: str, rows: int = 4, columns: int = 6) -> Figure:
-    """The misclassified test images, those with the highest probability for the wrong class first."""
-    certainty = evaluation.probabilities.max(axis=1)
+def mistakes(
+    evaluation: Evaluation, dataset: Dataset, title: str, rows: int = 4, columns: int = 6, part: str = "test"
+) -> Figure:
+    """The misclassified images of a part of the data set, the highest probability for the wrong class first."""
+    certainty, names = evaluation.probabilities.max(axis=1), as_labels(dataset.classes)
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     worst = wrong[np.argsort(-certainty[wrong], kind="stable")][: rows * columns]
+    rows = min(rows, max(1, -(-len(worst) // columns)))
     figure = new_figure(1.9 * columns, 2.35 * rows + 0.9, title)
+    among = f"mistake{'s' * (len(wrong) != 1)} among {len(evaluation.labels):,} {TITLES[part]} images"
     figure.supxlabel(
-        f"the most confident of {len(wrong):,} mistakes among {len(evaluation.labels):,} test images: "
-        "what the model says, how sure it is, and what the image is"
+        f"the most confident of {len(wrong):,} {among}: what the model says, how sure it is, and what the image is"
+        if len(wrong)
+        else f"no {among}"
     )
     for axes, index in zip(figure.subplots(rows, columns).flat, np.pad(worst, (0, rows * columns), constant_values=-1)):
         axes.axis("off")
         if index < 0:
             continue
-        axes.imshow(dataset.test_images[index], interpolation="nearest")
-        says, truth = dataset.classes[evaluation.predictions[index]], dataset.classes[evaluation.labels[index]]
+        image = np.broadcast_to(getattr(dataset, f"{part}_images")[index], (*dataset.train_images.shape[1:3], 3))
+        axes.imshow(image, interpolation="nearest")  # three equal channels if it is grey
+        says, truth = names[evaluation.predictions[index]], names[evaluation.labels[index]]
         axes.set_title(f"{says}, {100 * certainty[index]:.0f} %\nis: {truth}", fontsize=10)
     return figure

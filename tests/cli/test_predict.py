@@ -16,15 +16,13 @@ import minires as mr
 from minires import models, optim
 from minires.cli.predict import (
     CIFAR10_CLASSES,
-    ImageError,
     Preparation,
     batches,
     image_files,
     open_classifier,
-    read_image,
-    to_rgb,
 )
-from minires.data import Dataset
+from minires.data import Dataset, ImageError
+from minires.data.pictures import read_image, square, to_rgb
 from minires.models.pretrained import IMAGENET_MEAN
 from minires.train import RunFolder, Training
 
@@ -143,22 +141,21 @@ def test_a_file_that_is_not_there(tmp_path):
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_any_shape_becomes_a_square(width, height):
-    assert PLAIN.pixels(Image.new("RGB", (width, height), "red")).shape == (8, 8, 3)
+    assert square(Image.new("RGB", (width, height), "red"), 8, 8).shape == (8, 8, 3)
 
 
 def test_the_middle_is_cut_out():
     wide = np.zeros((16, 64, 3), np.uint8)
     wide[:, 24:40] = 255
-    np.testing.assert_array_equal(Preparation(16, 16, *[(0, 0, 0)] * 2).pixels(Image.fromarray(wide)), 255)
-    preparation = Preparation(256, 224, *[(0, 0, 0)] * 2)
+    np.testing.assert_array_equal(square(Image.fromarray(wide), 16, 16), 255)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
     expected = image.resize((341, 256), Image.Resampling.BILINEAR).crop((58, 16, 282, 240))  # torchvision's numbers
-    np.testing.assert_array_equal(preparation.pixels(image), np.asarray(expected))
+    np.testing.assert_array_equal(square(image, 256, 224), np.asarray(expected))
 
 
 def test_a_strip_of_pixels_takes_no_gigabytes():
-    assert PLAIN.pixels(Image.new("RGB", (1, 50_000))).shape == (8, 8, 3)
-    assert Preparation(256, 224, *[(0, 0, 0)] * 2).pixels(Image.new("RGB", (30_000, 1))).shape == (224, 224, 3)
+    assert square(Image.new("RGB", (1, 50_000)), 8, 8).shape == (8, 8, 3)
+    assert square(Image.new("RGB", (30_000, 1)), 256, 224).shape == (224, 224, 3)
 
 
 def test_normalising():

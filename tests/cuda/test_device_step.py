@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 
 import minires as mr
+import minires.functional as F
 from minires import cuda, data, kernels, models, nn, optim, train
 from minires.cuda.graph import RecordingError
 from minires.cuda.step import READ_EVERY, DeviceStep
@@ -20,6 +22,7 @@ from minires.optim import schedules
 from tests import simulator
 
 STEPS = 20
+SMOOTHED = partial(F.cross_entropy, label_smoothing=0.1)
 
 
 @pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
@@ -73,7 +76,7 @@ def batches(cupy, count, n=4, size=6):
 def run(cupy, optimizer, graph, count=STEPS):
     """(state of model and optimiser as bytes, results) after `count` steps at a learning rate that moves."""
     model, optimizer = parts(optimizer)
-    step = DeviceStep(model, optimizer, 0.1, graph=graph)
+    step = DeviceStep(model, optimizer, SMOOTHED, graph=graph)
     schedule = schedules.one_cycle(0.1, count)
     with step.active():
         for i, (x, y) in enumerate(batches(cupy, count)):
@@ -108,7 +111,7 @@ def test_a_step_equals_that_of_the_loop_for_hosts(cupy):
         optimizer.step()
         losses.append(loss.item())
     other, other_optimizer = parts()
-    step = DeviceStep(other, other_optimizer, 0.1)
+    step = DeviceStep(other, other_optimizer, SMOOTHED)
     with step.active():
         for x, y in batches(cupy, 4):
             step(x, y, 0.1)
@@ -123,7 +126,7 @@ def test_replays_are_one_launch_and_nothing_waits(cupy):
     if not hasattr(cupy, "_gpu"):
         pytest.skip("only the simulated GPU counts")
     model, optimizer = parts()
-    step = DeviceStep(model, optimizer, 0.0)
+    step = DeviceStep(model, optimizer, F.cross_entropy)
     data = list(batches(cupy, 8))
     with step.active():
         for i, (x, y) in enumerate(data):
@@ -138,7 +141,7 @@ def test_replays_are_one_launch_and_nothing_waits(cupy):
 def test_memory_of_the_graph_is_its_own(cupy):
     """What is allocated between replays must not lie where the graph works."""
     model, optimizer = parts()
-    step = DeviceStep(model, optimizer, 0.0)
+    step = DeviceStep(model, optimizer, F.cross_entropy)
     kept = []
     with step.active():
         for x, y in batches(cupy, 10):
@@ -150,7 +153,7 @@ def test_memory_of_the_graph_is_its_own(cupy):
 
 def test_another_batch_size_is_run_eagerly(cupy):
     model, optimizer = parts()
-    step = DeviceStep(model, optimizer, 0.0)
+    step = DeviceStep(model, optimizer, F.cross_entropy)
     with step.active():
         for n in (4, 4, 4, 4, 3, 4):
             (batch,) = batches(cupy, 1, n=n)
@@ -167,10 +170,10 @@ class WithDropout(Small):
 
 def test_dropout_is_not_recorded(cupy):
     model, optimizer = parts(model=WithDropout)
-    assert DeviceStep(model, optimizer, 0.0).graph is False
-    assert DeviceStep(*parts(), 0.0).graph is True
+    assert DeviceStep(model, optimizer, F.cross_entropy).graph is False
+    assert DeviceStep(*parts(), F.cross_entropy).graph is True
     with pytest.raises(ValueError, match="graph: the step cannot be recorded, dropout draws its mask on the host"):
-        DeviceStep(model, optimizer, 0.0, graph=True)
+        DeviceStep(model, optimizer, F.cross_entropy, graph=True)
 
 
 class Waits(Small):
@@ -181,7 +184,7 @@ class Waits(Small):
 
 def test_a_step_that_waits_cannot_be_recorded(cupy):
     model, optimizer = parts(model=Waits)
-    step = DeviceStep(model, optimizer, 0.0, graph=True)
+    step = DeviceStep(model, optimizer, F.cross_entropy, graph=True)
     with step.active():
         first, second, third = batches(cupy, 3)
         step(*first, 0.1)
@@ -198,7 +201,7 @@ def test_where_no_graph_was_asked_for_such_a_step_is_run_without_one_and_says_so
     states = []
     for graph in (None, False):
         model, optimizer = parts(model=Waits)
-        step = DeviceStep(model, optimizer, 0.0, graph)
+        step = DeviceStep(model, optimizer, F.cross_entropy, graph)
         with step.active(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for x, y in batches(cupy, 6):
@@ -218,7 +221,7 @@ def test_an_error_within_active_waits_for_the_gpu_too(cupy):
     cupy._gpu.reset()
 
     def interrupted():
-        with DeviceStep(*parts(), 0.0).active():
+        with DeviceStep(*parts(), F.cross_entropy).active():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -236,7 +239,7 @@ def test_out_of_memory_beside_a_graph_leaves_its_memory_alone():
             import cupy
 
             model, optimizer = parts()
-            step = DeviceStep(model, optimizer, 0.0)
+            step = DeviceStep(model, optimizer, F.cross_entropy)
             data = list(batches(cupy, 6))
             (large,) = batches(cupy, 1, n=512)
             with step.active():
@@ -347,7 +350,7 @@ def test_an_epoch_copies_to_the_device_once(cupy):
 def test_results_are_read_in_time(cupy):
     """As many steps as there is room for between two reads."""
     model, optimizer = parts()
-    step = DeviceStep(model, optimizer, 0.0)
+    step = DeviceStep(model, optimizer, F.cross_entropy)
     with step.active():
         for x, y in batches(cupy, READ_EVERY, n=2, size=3):
             step(x, y, 0.01)
@@ -365,7 +368,7 @@ def test_out_of_memory_says_how_much_would_fit():
         import cupy
 
         model = models.resnet20().to("cuda")
-        step = DeviceStep(model, optim.SGD(model.parameters(), 0.1), 0.0)
+        step = DeviceStep(model, optim.SGD(model.parameters(), 0.1), F.cross_entropy)
         x, y = cupy.zeros((64, 32, 32, 3), dtype="float32"), cupy.zeros(64, dtype="int64")
         with step.active(), pytest.raises(mr.device.OutOfMemory) as caught:
             step(x, y, 0.1)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from PIL import Image
 
 from minires import kernels
-from minires.data.augment import draw, resize
+from minires.data.augment import draw
 from minires.device import module_of, to_device
 
 
@@ -49,20 +47,3 @@ def test_normalize(device):
     assert found.dtype == np.float32
     expected = (images.astype(np.float64) / 255 - [0.1, 0.5, 0.9]) / [0.2, 0.3, 0.4]
     assert np.allclose(found, expected, atol=1e-5)
-
-
-def test_resize():
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    out = resize(images, 50)
-    assert out.shape == (2, 50, 50, 3)
-    assert out.dtype == np.uint8
-    assert np.array_equal(out[1], np.asarray(Image.fromarray(images[1]).resize((50, 50), Image.Resampling.BILINEAR)))
-    assert np.array_equal(resize(images, 32), images)
-    flat = np.full((1, 32, 32, 3), [10, 20, 30], np.uint8)
-    assert np.array_equal(resize(flat, 7), np.full((1, 7, 7, 3), [10, 20, 30], np.uint8))
-
-
-@pytest.mark.parametrize("images", [np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32)])
-def test_resize_names_what_it_got(images):
-    with pytest.raises(ValueError, match=f"resize: images are {images.dtype}"):
-        resize(images, 4)

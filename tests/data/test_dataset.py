@@ -37,11 +37,20 @@ def test_a_dataset_is_frozen_and_counts_its_classes():
         ({"train_images": np.zeros((100, 4, 4), np.uint8)}, "train images"),
         ({"train_images": np.zeros((100, 4, 4, 3), np.float32)}, "train images are float32"),
         ({"train_images": np.zeros((0, 4, 4, 3), np.uint8), "train_labels": np.zeros(0, np.int64)}, "train images"),
-        ({"test_images": np.zeros((5, 8, 8, 3), np.uint8)}, "expected the same"),
+        (
+            {"test_images": np.zeros((5, 8, 8, 3), np.uint8)},
+            r"test images are \(8, 8, 3\), expected \(4, 4, 3\), as for training",
+        ),
         ({"test_images": np.zeros((6, 4, 4, 3), np.uint8)}, r"test labels are int64 \(5,\), expected int64 \(6,\)"),
         ({"test_labels": np.zeros(5, np.int32)}, "test labels are int32"),
         ({"test_labels": np.array([0, 1, 2, 3, 4])}, "test labels run from 0 to 4, expected 0 to 3"),
         ({"test_labels": np.array([0, 1, 2, 3, -1])}, "test labels run from -1 to 3"),
+        (
+            {"val_images": np.zeros((2, 4, 4, 3), np.uint8), "val_labels": np.zeros(3, np.int64)},
+            r"val labels are int64",
+        ),
+        ({"val_images": np.zeros((2, 5, 4, 3), np.uint8), "val_labels": np.zeros(2, np.int64)}, "val images are"),
+        ({"mean": (0.5,), "std": (0.2,)}, r"train images are uint8 \(100, 4, 4, 3\), expected uint8 \(N, H, W, 1\)"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(changed, message):
@@ -77,6 +86,18 @@ def test_subset_size_out_of_range(size):
 
 def test_repr_is_short():
     assert repr(dataset()) == "Dataset('test': 100 training and 5 test images (4, 4, 3), 4 classes)"
+
+
+def test_validation_and_test_images_may_be_none():
+    d = dataset(test_images=np.zeros((0, 4, 4, 3), np.uint8), test_labels=np.zeros(0, np.int64))
+    assert d.val_images.shape == d.test_images.shape == (0, 4, 4, 3)
+    assert d.val_labels.dtype == np.int64
+    assert repr(d) == "Dataset('test': 100 training images (4, 4, 3), 4 classes)"
+
+
+def test_grey_images():
+    grey = {f"{part}_images": getattr(dataset(), f"{part}_images")[..., :1] for part in ("train", "test")}
+    assert dataset(**grey, mean=(0.5,), std=(0.2,)).notes()["mean"] == [0.5]
 
 
 def test_notes():

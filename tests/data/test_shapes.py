@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minires import data
-from minires.data.shapes import CLASSES, OUTLINES, SIZE, _mean_and_std, _place, _shape_mask, draw
+from minires.data.folders import mean_and_std
+from minires.data.shapes import CLASSES, OUTLINES, SIZE, _place, _shape_mask, draw
 
 
 def make(data_dir, **options):
@@ -95,7 +96,7 @@ def test_classes_are_equally_frequent_and_shuffled(drawn):
 
 def test_statistics_are_exact(drawn):
     (images, _), _ = drawn
-    mean, std = _mean_and_std(images)
+    mean, std = mean_and_std(images)
     pixels = images.reshape(-1, 3) / 255  # (N*H*W, 3)
     assert mean == pytest.approx(pixels.mean(axis=0), rel=1e-12)
     assert std == pytest.approx(pixels.std(axis=0), rel=1e-9)

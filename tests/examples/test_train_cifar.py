@@ -139,21 +139,25 @@ def test_initialisation_and_augmentation_can_be_chosen_and_are_kept(run, tmp_pat
 def test_what_would_be_cheaper_is_something_that_the_run_is_not(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     advice = importlib.import_module("train_cifar").speed_advice
-    args = Namespace(depth=101, stem="cifar", train_size=None, epochs=30, max_minutes=None, steps=None, resume=None)
+    args = Namespace(depth=101, stem="cifar", epochs=30, max_minutes=None, steps=None, resume=None)
     rest = "--train-size 5000, --epochs 5, --max-minutes 10"
-    assert advice(args, 30, 9000.0).endswith(f"cheaper: --stem imagenet (1/16 the multiply-adds), --depth 20, {rest}")
+    assert advice(args, 30, 50_000, 9000.0).endswith(
+        f"cheaper: --stem imagenet (1/16 the multiply-adds), --depth 20, {rest}"
+    )
     args.stem = "imagenet"
-    assert advice(args, 30, 600.0).endswith(f"takes about 10 min, 30 of them 5.0 h; cheaper: --depth 20, {rest}")
+    assert advice(args, 30, 50_000, 600.0).endswith(
+        f"takes about 10 min, 30 of them 5.0 h; cheaper: --depth 20, {rest}"
+    )
     args.epochs = 1
-    assert advice(args, 1, 600.0).endswith(
+    assert advice(args, 1, 50_000, 600.0).endswith(
         "takes about 10 min; cheaper: --depth 20, --train-size 5000, --max-minutes 10"
     )
-    args.depth, args.train_size, args.max_minutes = 20, 5000, 10
-    assert advice(args, 1, 30.0) == "without a GPU an epoch takes about 30 s"
+    args.depth, args.max_minutes = 20, 10
+    assert advice(args, 1, 5000, 30.0) == "without a GPU an epoch takes about 30 s"
     args.epochs = 30
-    assert "after about 6 of 30 epochs, in the middle of its learning-rate schedule" in advice(args, 30, 100.0)
+    assert "after about 6 of 30 epochs, in the middle of its learning-rate schedule" in advice(args, 30, 50_000, 100.0)
     args.resume = "runs/resnet20"  # with 7 epochs left; its depth, and what else would be cheaper, is settled
-    assert advice(args, 7, 100.0) == "without a GPU an epoch takes about 100 s, 7 of them 12 min"
+    assert advice(args, 7, 50_000, 100.0) == "without a GPU an epoch takes about 100 s, 7 of them 12 min"
 
 
 def test_dry_run_needs_no_data_and_writes_nothing(run, tmp_path):

@@ -11,13 +11,13 @@ import pytest
 from minires.train import compare
 
 
-def write_run(path, accuracies, **settings):
+def write_run(path, accuracies, part="test", **settings):
     """A folder as examples/train_cifar.py leaves it after len(accuracies) epochs; minutes are its epochs."""
     path.mkdir(parents=True)
     settings = {"depth": 20, "dataset": "Colours", "epochs": len(accuracies), "lr": 0.1, "seed": 0, **settings}
     records = [
-        {"epoch": i + 1, "test_images": 10, "step": 10 * (i + 1), "loss": 2 / (i + 1), "accuracy": accuracy - 0.1,
-         "seconds": 60.0, "test_loss": 1 / (i + 1), "test_accuracy": accuracy}
+        {"epoch": i + 1, f"{part}_images": 10, "step": 10 * (i + 1), "loss": 2 / (i + 1), "accuracy": accuracy - 0.1,
+         "seconds": 60.0, f"{part}_loss": 1 / (i + 1), f"{part}_accuracy": accuracy}
         for i, accuracy in enumerate(accuracies)
     ]  # fmt: skip
     (path / "config.json").write_text(json.dumps(settings))
@@ -49,6 +49,24 @@ def test_the_table_shows_what_differs_and_the_last_epoch(runs):
     assert compare.as_markdown(rows).count("\n") == 5
     text = compare.as_text(rows).splitlines()
     assert {line.index(cell) for line, cell in zip(text, ["lr", "0.1", "0.1"])} == {len("mean ± std of 2") + 2}
+
+
+def test_runs_with_a_validation_part(tmp_path, runs):
+    with_val = compare.read_run(write_run(tmp_path / "v", [0.5, 0.6], part="val"))
+    assert (with_val.part, with_val.accuracy) == ("val", 0.6)
+    common, rows = compare.table([with_val])
+    assert "val_images 10" in common
+    assert rows[0][-3:] == ["validation loss", "validation accuracy", "training minutes"]
+    assert rows[1][-3:] == ["0.5000", "60.00 %", "2.0"]
+    (tmp_path / "v" / "results.json").write_text(json.dumps({"epochs": 2, "test_accuracy": 0.55}))
+    _, rows = compare.table([compare.read_run(tmp_path / "v")])
+    assert rows[0][-3:] == ["validation accuracy", "test accuracy", "training minutes"]
+    assert rows[1][-3:] == ["60.00 %", "55.00 %", "2.0"]
+    _, rows = compare.table([with_val, runs[0]])  # no column says one thing and holds another
+    assert rows[0][-2] == "validation or test accuracy"
+    pytest.importorskip("matplotlib")
+    labels = [text.get_text() for text in compare.overlay([with_val, runs[0]]).legends[0].get_texts()]
+    assert labels[-1] == "validation or test set"
 
 
 def test_settings_of_zero_and_false_are_told_apart_from_missing_ones(tmp_path):

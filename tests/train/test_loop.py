@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 
+import minires.functional as F
 from minires import nn, optim, train
 from minires.optim import schedules
 from minires.train.checkpoint import CheckpointError, load_model_weights, read_info
@@ -94,7 +96,7 @@ def test_a_last_step_that_ends_it_all_is_an_error(new, tmp_path):
 def test_label_smoothing_reaches_the_loss(new):
     plain, smooth = new(), new()
     run(plain, epochs=1)
-    run(smooth, epochs=1, label_smoothing=0.5)
+    run(smooth, epochs=1, loss=partial(F.cross_entropy, label_smoothing=0.5))
     assert plain.training.losses[0] != smooth.training.losses[0]
 
 

@@ -18,7 +18,16 @@ from minires.optim import schedules
 from minires.train.checkpoint import CheckpointError
 from minires.train.folder import latest_run, new_run
 from minires.train.progress import Progress, format_seconds
-from minires.train.report import confusion, curves, draw_pictures, final_line, mistakes, results
+from minires.train.report import (
+    class_table,
+    confusion,
+    curves,
+    draw_pictures,
+    final_line,
+    mistakes,
+    per_class,
+    results,
+)
 
 
 def trained(new, steps=7):
@@ -32,7 +41,7 @@ def trained(new, steps=7):
 
 def test_results_have_the_promised_fields(new):
     parts = trained(new)
-    result = results(parts.training, parts.evaluation, parts.dataset, mr.info())
+    result = results(parts.training, {"test": parts.evaluation}, parts.dataset, mr.info())
     promised = {
         "dataset", "depth", "parameters", "epochs", "steps", "test_accuracy", "train_loss", "images_per_second",
         "device", "kernels", "peak_memory_bytes", "seed", "versions", "machine",
@@ -50,9 +59,47 @@ def test_results_have_the_promised_fields(new):
     assert result["versions"] == info["versions"]
 
 
+def judged_on(labels, says, classes=3):
+    """The Evaluation of a model that says so."""
+    return train.Evaluation(1.0, np.array(labels), np.eye(classes, dtype=np.float32)[says])
+
+
+def test_precision_and_recall_of_each_class():
+    rows = per_class(judged_on([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]), ("a", "b", "c"))
+    assert rows == [
+        {"class": "a", "images": 4, "precision": 3 / 4, "recall": 3 / 4},
+        {"class": "b", "images": 2, "precision": 1 / 2, "recall": 1 / 2},
+        {"class": "c", "images": 0, "precision": None, "recall": None},  # none is, none is taken for one
+    ]
+    rows = per_class(judged_on([0, 1, 1, 1], [1, 1, 1, 2]), ("a", "b", "c"))
+    assert [(row["precision"], row["recall"]) for row in rows] == [(None, 0.0), (2 / 3, 2 / 3), (0.0, None)]
+    assert class_table(rows).splitlines() == [
+        "  class  images  precision  recall",
+        "  a           1          -   0.0 %",
+        "  b           3     66.7 %  66.7 %",
+        "  c           0      0.0 %       -",
+    ]
+
+
+def test_results_say_what_was_evaluated_with_which_weights(new):
+    parts = trained(new)
+    other = judged_on(np.arange(6) % 3, np.zeros(6, int))
+    both = results(parts.training, {"val": other, "test": parts.evaluation}, parts.dataset, mr.info(), best_epoch=1)
+    assert (both["val_accuracy"], both["val_images"]) == (1 / 3, 6)
+    assert (both["test_accuracy"], both["test_images"]) == (parts.evaluation.accuracy, 15)
+    assert (both["weights"], both["weights_epoch"]) == ("best", 1)
+    assert sum(row["images"] for row in both["per_class"]) == 15  # of the test images
+    assert ", with the weights of epoch 1) -> x" in final_line(both, parts.dataset, "x")
+    one = results(parts.training, {"val": other}, parts.dataset, mr.info())
+    assert (one["weights"], one["weights_epoch"]) == ("last", 1.4)
+    assert "test_accuracy" not in one
+    assert sum(row["images"] for row in one["per_class"]) == 6
+    assert final_line(one, parts.dataset, "x").startswith("validation accuracy 33.33 % (Colours")
+
+
 def test_the_last_line(new):
     parts = trained(new, steps=5)
-    result = results(parts.training, parts.evaluation, parts.dataset, mr.info())
+    result = results(parts.training, {"test": parts.evaluation}, parts.dataset, mr.info())
     result |= {"test_accuracy": 0.9123, "depth": 101, "epochs": 15, "minutes": 12.34}
     line = final_line(result, parts.dataset, "runs/NAME")
     assert line == "test accuracy 91.23 % (Colours, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME"
@@ -195,6 +242,11 @@ def test_without_a_terminal_progress_is_a_few_lines(monkeypatch):
         f"epoch 2/9, batch 10/20: {figures}, 80 s left",  # after 30 seconds
         f"epoch 2/9, batch 14/20: {figures}, 48 s left",  # after 30 more, which is the last too: told once
     ]
+    lines.clear()
+    with Progress("epoch 2/9", total=20, log=lines.append, first=False) as progress:
+        for _ in range(3):
+            progress.update(loss=2.5, accuracy=0.25, images=16)
+    assert lines == []  # a short epoch has the line of its evaluation alone
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def step_losses(
     """The losses of some steps on one batch of random images; the step and the batch, to continue with."""
     model, x, y = _model_and_batch(depth, batch, size)
     model.to("cuda")
-    step = DeviceStep(model, optim.SGD(model.parameters(), LR, 0.9), 0.0, graph=graph)
+    step = DeviceStep(model, optim.SGD(model.parameters(), LR, 0.9), F.cross_entropy, graph=graph)
     with computing(precision), step.active():
         for _ in range(steps):
             step(x, y, LR)
