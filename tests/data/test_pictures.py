@@ -68,6 +68,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path):
     assert read_image(tmp_path / "x.jpg", least=100).size == (160, 120)
     assert read_image(tmp_path / "x.jpg", least=200).size == (320, 240)
     assert read_image(tmp_path / "x.jpg", least=961).size == (1280, 960)
+    assert Pictures([tmp_path / "x.jpg"]).image(0, 100).size == (320, 240)  # a crop of it is not scaled up
     whole, part = (square(read_image(tmp_path / "x.jpg", least), 64, 64).astype(int) for least in (None, 128))
     assert np.abs(whole - part).mean() < 1.5
 
