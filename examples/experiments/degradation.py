@@ -227,7 +227,7 @@ def draw(runs: list[compare.Run], out: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        say("no pictures: matplotlib is not installed (pip install matplotlib)")
+        say("no figures: matplotlib is not installed (pip install matplotlib)")
         return
     layers = [read_layers(run.path) for run in runs]
     if len({(run.settings["dataset"], len(measured["probes"])) for run, measured in zip(runs, layers)}) > 1:

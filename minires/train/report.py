@@ -160,7 +160,7 @@ def draw_pictures(
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        log("no pictures: matplotlib is not installed (pip install matplotlib)")
+        log("no figures: matplotlib is not installed (pip install matplotlib)")
         return
     accuracy = f"{TITLES[part]} accuracy {100 * evaluation.accuracy:.2f} %"
     title = f"ResNet-{training.settings['depth']} on {dataset.name}: {accuracy}".replace("$", r"\$")  # no formulas

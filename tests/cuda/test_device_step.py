@@ -99,19 +99,22 @@ def test_the_loop_is_given_this_step(cupy):
     assert kernels.part("Step", "cuda") is DeviceStep
 
 
-def test_a_step_equals_that_of_the_loop_for_hosts(cupy):
-    """The same as forward, backward, optimizer.step() written out."""
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_equals_that_of_the_loop_for_hosts(cupy, weighted):
+    """The same as forward, backward, optimizer.step() written out; a loss that looks at the labels goes unrecorded."""
+    weight = cupy.asarray(np.linspace(0.5, 2, 10, dtype=np.float32)) if weighted else None
+    criterion = partial(F.cross_entropy, label_smoothing=0.1, weight=weight)
     model, optimizer = parts()
     losses = []
     for x, y in batches(cupy, 4):
-        loss = mr.functional.cross_entropy(model(mr.Tensor(x)), y, 0.1)
+        loss = criterion(model(mr.Tensor(x)), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.lr = 0.1
         optimizer.step()
         losses.append(loss.item())
     other, other_optimizer = parts()
-    step = DeviceStep(other, other_optimizer, SMOOTHED)
+    step = DeviceStep(other, other_optimizer, criterion, graph=False if weighted else None)
     with step.active():
         for x, y in batches(cupy, 4):
             step(x, y, 0.1)
