@@ -89,10 +89,8 @@ def folder(
 
     labels, paths = {}, {}
     for part in PARTS:  # the first picture of each class, then the second of each: the first n are a fair sample
-        turns = [
-            (turn, label, file) for label, of in enumerate(classes) for turn, file in enumerate(files[part].get(of, []))
-        ]
-        turns.sort()
+        of_classes = [enumerate(files[part].get(of, [])) for of in classes]
+        turns = sorted((turn, label, file) for label, of_class in enumerate(of_classes) for turn, file in of_class)
         labels[part], paths[part] = [label for _, label, _ in turns], [file for _, _, file in turns]
     channels = 1 if grey else 3
     images = {part: Pictures(paths[part], image_size, channels) for part in PARTS}
@@ -198,10 +196,10 @@ def _refuse_pictures_in(path: Path, among: str = "") -> None:
 
 def _pictures_below(path: Path, left_out: Counter[str]) -> list[Path]:
     """The pictures in `path` and below, in order; the other files are counted."""
-    files, pending, seen = [], [path], set()
+    files, pending, seen = [], [path], set(path.resolve().parents)
     while pending:
         here = pending.pop()
-        if here.resolve() in seen:  # a link to a folder above
+        if here.resolve() in seen:  # a link to a folder above, or to one that was here already
             continue
         seen.add(here.resolve())
         for entry in _entries(here):
@@ -268,7 +266,7 @@ def _refuse(faults: list[ImageError]) -> None:
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise DataError(f"{len(faults):,} pictures cannot be read: {_some([str(error) for error in faults])}")
+        raise DataError(f"{len(faults):,} pictures cannot be read: {_some(sorted(map(str, faults)))}")
 
 
 def mean_and_std(images: np.ndarray | Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -285,8 +283,8 @@ def mean_and_std(images: np.ndarray | Pictures) -> tuple[tuple[float, ...], tupl
     files = isinstance(images, Pictures)
     histograms = in_threads(histogram, indices, "measuring colours") if files else map(histogram, indices)
     values, mean, std = np.arange(256) / 255, [], []
-    for counts in sum(histograms):
-        share = counts / counts.sum()
+    for of_channel in sum(histograms):
+        share = of_channel / of_channel.sum()
         mean.append(float(share @ values))
         std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1 / 255))
     return tuple(mean), tuple(std)

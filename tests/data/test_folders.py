@@ -186,6 +186,7 @@ def test_any_picture_counts_and_nothing_else(tmp_path):
 def test_a_link_to_the_folder_above_is_not_followed_forever(tmp_path):
     path = make_folder(tmp_path / "p", {"red": 3, "green": 3})
     (path / "red" / "up").symlink_to(path / "red", target_is_directory=True)
+    (path / "red" / "top").symlink_to(path, target_is_directory=True)  # green ones are not red ones too
     assert len(folder(path, image_size=8, val=0).train_labels) == 6
     elsewhere = make_folder(tmp_path / "elsewhere", {"more": 2})
     (path / "green" / "more").symlink_to(elsewhere / "more", target_is_directory=True)  # but others are
