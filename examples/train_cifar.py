@@ -362,7 +362,6 @@ def read_arguments(parser: arguments.Parser, words: Sequence[str] | None = None)
         parser.error(
             f"argument --out: {args.out} holds a run already; continue it with --resume, or name another folder"
         )
-
     return args
 
 

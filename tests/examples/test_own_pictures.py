@@ -160,6 +160,7 @@ def test_grey_pictures_rare_classes_and_a_test_set(tmp_path, minires, monkeypatc
     assert (status, err) == (0, "")
     assert out[-1].startswith("test accuracy")  # of the test set, once; the epochs by the images kept aside
     assert "val accuracy" in out[-5]
+    monkeypatch.setattr(data, "shapes10", partial(data.shapes10, train_size=20, test_size=10))
     status, _, err = minires("finetune", "shapes", "--weights", "run", "--device", "cpu")
     assert status == 2
     assert "Shapes-10 is in colour, and the network of --weights takes shades of grey" in err
