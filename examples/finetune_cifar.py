@@ -258,15 +258,12 @@ def speed_advice(args: Namespace, forward: float, train_images: int, test_images
 
 
 def make_parser(program: Sequence[str] = ("python", "finetune_cifar.py")) -> arguments.Parser:
-    """The arguments. `minires finetune` takes the data without an option before it: minires finetune photos."""
-    parser = arguments.Parser(
-        prog=" ".join(program) if program[0] == "minires" else None,
-        description="Fine-tune a pretrained ResNet on a folder of pictures, or on CIFAR-10.",
+    """The arguments of `program`."""
+    parser = arguments.program_parser(
+        program, data="cifar10", description="Fine-tune a pretrained ResNet on a folder of pictures, or on CIFAR-10.",
         epilog="Example: minires finetune photos --weights imagenet --depth 18 --freeze",
-        allow_abbrev=False,
-    )
+    )  # fmt: skip
     add = parser.add_argument
-    arguments.add_data(parser, "cifar10")
     add(
         "--weights",
         "--from",

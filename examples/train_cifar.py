@@ -228,15 +228,12 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("python",
 
 
 def make_parser(program: Sequence[str] = ("python", "train_cifar.py")) -> arguments.Parser:
-    """The arguments. `minires train` takes the data without an option before it: minires train photos."""
-    parser = arguments.Parser(
-        prog=" ".join(program) if program[0] == "minires" else None,
-        description="Train a ResNet on a folder of pictures, CIFAR-10, CIFAR-100, or Shapes-10.",
+    """The arguments of `program`."""
+    parser = arguments.program_parser(
+        program, data="auto", description="Train a ResNet on a folder of pictures, CIFAR-10, CIFAR-100, or Shapes-10.",
         epilog="Example: minires train photos --out runs/photos",
-        allow_abbrev=False,
-    )
+    )  # fmt: skip
     add = parser.add_argument
-    arguments.add_data(parser, "auto")
     add(
         "--depth", type=int, choices=models.DEPTHS, default=20, help="layers; 20 to 1202 in 6n+2 are the small networks"
     )

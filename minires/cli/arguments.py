@@ -9,7 +9,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,13 +96,20 @@ def run(main: Callable[[], int], name: str | None = None) -> int:
     return status
 
 
-def add_data(parser: Parser, default: str) -> None:
-    """The arguments that say which data: --data of a script, or the only word without an option of a command."""
+def program_parser(program: Sequence[str], data: str, description: str, epilog: str) -> Parser:
+    """The parser of a program in examples/, with the arguments that say which data, `data` by default.
+
+    program  what started it: a script, ("python", "x.py"), has --data; a command, ("minires", "train"), has to be given
+             its data, as the word without an option
+    """
+    command = program[0] == "minires"
+    prog = " ".join(program) if command else None
+    parser = Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
     known = "a folder with a sub-folder for each class, cifar10, cifar100, shapes, or auto (CIFAR-10 or else Shapes-10)"
-    if parser.prog.startswith("minires "):
+    if command:
         parser.add_argument("data", nargs="?", metavar="DATA", help=known)
     else:
-        parser.add_argument("--data", default=default, metavar="DATA", help=f"{known} (default: {default})")
+        parser.add_argument("--data", default=data, metavar="DATA", help=f"{known} (default: {data})")
     parser.add_argument("--data-dir", default="data", help="folder of CIFAR and Shapes-10, or for their download")
     parser.add_argument(
         "--val",
@@ -110,6 +117,7 @@ def add_data(parser: Parser, default: str) -> None:
         metavar="SHARE",
         help="share of the training images kept aside to evaluate the epochs on (default: 0; of your own pictures 0.2)",
     )
+    return parser
 
 
 def check_data(parser: Parser, data: str | None, out: str | Path) -> None:

@@ -37,7 +37,7 @@ from minires.cli.predict import ImageError, batches, image_files, open_classifie
 from minires.files.atomic import atomic
 from minires.models import resnet
 from minires.train import compare
-from minires.train.report import TITLES, class_table
+from minires.train.report import TITLES, class_table, judged_by
 
 PROGRAMS = {"train": "train_cifar", "finetune": "finetune_cifar"}  # commands that are programs in examples/
 
@@ -223,7 +223,7 @@ def report(parser: cli.Parser, args: Namespace) -> int:
     print(compare.as_markdown(rows) if args.format == "markdown" else compare.as_text(rows))
     if len(runs) == 1 and "per_class" in runs[0].results:
         of = runs[0].results
-        part = "test" if "test_accuracy" in of else "val"
+        part = judged_by(of)
         which = f"the {of['weights']} weights, {of[f'{part}_images']:,} {TITLES[part]} images"
         print(f"\nper class ({which}):\n{class_table(of['per_class'])}")
     try:

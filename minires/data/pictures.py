@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def read_image(path: str | Path, least: int | None = None, grey: bool = False) -
     """The picture at `path` in RGB, or in shades of grey: upright, transparent parts on white. Raises `ImageError`.
 
     least  a JPEG may come at 1/2, 1/4 or 1/8 of its size, but no side shorter than `least`. A photograph of 12
-           megapixels is then read four times as fast, because the JPEG's blocks are not decoded to all their pixels
+           megapixels is then read two to four times as fast: the JPEG's blocks are not decoded to all their pixels
     """
     try:
         with Image.open(path) as image:
@@ -157,7 +157,7 @@ class Pictures:
         return digest.digest()
 
 
-def in_threads(function: Any, items: Iterable[Any], title: str) -> list[Any]:
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], title: str) -> list[Any]:
     """`function` of every item, by several threads; the results in the items' order. A terminal shows a bar."""
     items = list(items)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.train.report import TITLES, new_figure
+from minires.train.report import TITLES, new_figure, watched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ class Run:
     @property
     def part(self) -> str:
         """What the epochs were evaluated on: "val", or "test" where no images were kept aside for validation."""
-        return part_of(self.records[-1])
+        return watched(self.records[-1])
 
     @property
     def accuracy(self) -> float:
@@ -90,7 +90,7 @@ def read_run(path: str | Path) -> Run:
     log = path / "log.jsonl"
     try:
         records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        names = [(*NUMBERS, *(f"{part_of(record)}_{name}" for name in ("loss", "accuracy"))) for record in records]
+        names = [(*NUMBERS, *(f"{watched(record)}_{name}" for name in ("loss", "accuracy"))) for record in records]
         wrong = [name for record, of in zip(records, names) for name in of if not isinstance(record[name], int | float)]
         if wrong:
             raise ValueError(f"{wrong[0]} is not a number")
@@ -101,15 +101,10 @@ def read_run(path: str | Path) -> Run:
     if results.get("epochs") != records[-1]["epoch"]:
         results = {}  # from before the run was resumed
     facts = {name: results[name] for name in ("device", "kernels") if name in results}
-    tested = f"{part_of(records[-1])}_images"
+    tested = f"{watched(records[-1])}_images"
     if tested in records[-1]:
         facts[tested] = records[-1][tested]
     return Run(path, {**settings, **facts}, records, results)
-
-
-def part_of(record: dict[str, Any]) -> str:
-    """What a line of a log has evaluated: "val" or "test"."""
-    return "val" if "val_accuracy" in record else "test"
 
 
 def read_json(path: Path) -> dict[str, Any]:

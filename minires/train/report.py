@@ -49,6 +49,7 @@ def results(
     """
     parameter = next(training.model.parameters())
     record = training.record
+    numbers = {name: value for part, found in evaluations.items() for name, value in found.numbers(part).items()}
     machine = ("processor", "cores", "threads", "platform", *["gpu"] * (parameter.device == "cuda"))
     return {
         "dataset": dataset.name,
@@ -56,7 +57,7 @@ def results(
         "parameters": sum(p.size for p in training.model.parameters()),
         "epochs": record["epoch"],
         "steps": training.step,
-        **{name: value for part, found in evaluations.items() for name, value in found.numbers(part).items()},
+        **numbers,
         "weights": "last" if best_epoch is None else "best",
         "weights_epoch": record["epoch"] if best_epoch is None else best_epoch,
         "train_accuracy": record["accuracy"],
@@ -71,13 +72,18 @@ def results(
         "seed": training.settings["seed"],
         "machine": {name: info[name] for name in machine},
         "versions": info["versions"],
-        "per_class": per_class(evaluations[judged(evaluations)], dataset.classes),
+        "per_class": per_class(evaluations[judged_by(numbers)], dataset.classes),
     }
 
 
-def judged(evaluations: Mapping[str, Any]) -> str:
-    """The part of the data set that a run is judged by: "test", or "val" where there are no test images."""
-    return "test" if "test" in evaluations else "val"
+def judged_by(result: Mapping[str, Any]) -> str:
+    """The part of the data set that a result, as in results.json, is of: "test", or "val" without test images."""
+    return "test" if "test_accuracy" in result else "val"
+
+
+def watched(record: Mapping[str, Any]) -> str:
+    """The part that a line of log.jsonl is of: "val", or "test" where no images are kept aside for validation."""
+    return "val" if "val_accuracy" in record else "test"
 
 
 def per_class(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,7 +119,7 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def final_line(result: dict[str, Any], dataset: Dataset, folder: Path) -> str:
     """`test accuracy 91.23 % (CIFAR-10, ResNet-101, 15 epochs, 12.3 min) -> runs/NAME`."""
-    part = "test" if "test_accuracy" in result else "val"
+    part = judged_by(result)
     tested = result[f"{part}_images"]
     epochs = f"{result['epochs']:.4g} epoch{'' if result['epochs'] == 1 else 's'}"
     every = len(getattr(dataset, f"{part}_images"))
@@ -204,7 +210,7 @@ def curves(training: Training, title: str) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_xlim(0, ends[-1][1])
     epochs = [record["epoch"] for record in records]
-    part = "val" if "val_loss" in records[-1] else "test"
+    part = watched(records[-1])
     style = {"color": TEST, "marker": "o", "markersize": 4, "label": f"{TITLES[part]} set", "clip_on": False}
     left.plot(epochs, [record[f"{part}_loss"] for record in records], **style)
     right.plot(epochs, [100 * record[f"{part}_accuracy"] for record in records], **style)

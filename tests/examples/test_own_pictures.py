@@ -192,6 +192,15 @@ def test_a_folder_may_be_renamed_between_two_sessions(photos, minires, tmp_path)
     assert (status, err) == (0, "")
 
 
+def test_another_seed_is_judged_by_the_same_pictures(photos, minires, tmp_path):
+    """A network that goes on from another run's is never tested on pictures which that run has learned from."""
+    prints = []
+    for seed in (0, 1):
+        assert minires("train", "photos", *QUICK, "--steps", 1, "--seed", seed, "--out", f"run{seed}")[0] == 0
+        prints.append(read(tmp_path / f"run{seed}/config.json")["fingerprint"])
+    assert prints[0] == prints[1]
+
+
 def test_class_weights_are_the_loss(photos, minires, tmp_path):
     for number in range(10):
         (photos / "red" / f"{number:03}.png").unlink()
