@@ -11,18 +11,43 @@ from pathlib import Path
 
 import pytest
 
-from docs.results import make_readme, make_tables
+from docs.results import tables, write_numbers
 from minires.train import compare
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
+PROGRAM = RESULTS / "write_numbers.py"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/*/results.json"))
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
-def test_the_page_of_results_is_what_the_files_say():
-    done = subprocess.run([sys.executable, RESULTS / "make_readme.py", "--check"], capture_output=True, text=True)
+def test_the_pages_say_what_the_records_say():
+    done = subprocess.run([sys.executable, PROGRAM, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_number_that_is_computed_stands_on_a_page():
+    pages = "".join(page.read_text() for page in write_numbers.PAGES)
+    assert set(write_numbers.texts()) == set(re.findall(r"<!-- ([\w-]+) -->", pages)) - {"end"}
+
+
+def test_a_stale_page_is_named_and_mended(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("An epoch takes <!-- resnet101-one-epoch-time -->1 minute<!-- end -->.")
+    monkeypatch.setattr(write_numbers, "PAGES", [page])
+    monkeypatch.setattr(write_numbers, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", [PROGRAM.name, "--check"])
+    assert write_numbers.main() == 1
+    assert "page.md" in capsys.readouterr().err
+    assert "1 minute<" in page.read_text()
+    monkeypatch.setattr(sys, "argv", [PROGRAM.name])
+    assert write_numbers.main() == 0
+    assert "20 minutes on one core<" in page.read_text()
+
+
+def test_a_number_that_nothing_computes_is_an_error():
+    with pytest.raises(SystemExit, match=r"nonsense"):
+        write_numbers.filled("<!-- nonsense -->1<!-- end -->", {})
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -48,12 +73,12 @@ def test_a_published_run_is_complete(path):
 def test_the_command_of_a_published_run_still_means_its_settings(path, tmp_path, monkeypatch):
     """Whatever the defaults have become: those of the trained runs are spelt out, the ablation's may not change."""
     settings = compare.read_run(path).settings
-    command = make_readme.command(settings) if path.parent.name == "trained" else settings["commands"][0]
+    command = tables.command(settings) if path.parent.name == "trained" else settings["commands"][0]
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     monkeypatch.chdir(tmp_path)  # where no run is in the way
-    args = make_readme.train_cifar.read_arguments(make_readme.train_cifar.make_parser())
+    args = tables.train_cifar.read_arguments(tables.train_cifar.make_parser())
     images = 10_000 if settings["dataset"] == "Shapes-10" else 50_000
-    make_readme.train_cifar.complete(args, settings["dataset"], images)
+    tables.train_cifar.complete(args, settings["dataset"], images)
     names = ("depth", "stem", "train_size", "image_size", "epochs", "batch_size", "optimizer", "lr", "schedule",
              "weight_decay", "label_smoothing", "zero_init_last", "augmentation", "seed")  # fmt: skip
     assert {name: getattr(args, name) for name in names} == {name: settings[name] for name in names}
@@ -69,7 +94,7 @@ def test_every_accuracy_in_the_documentation_is_one_of_the_results(page):
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("pytorch/*/losses.json")), ids=lambda path: path.parent.name)
 def test_a_published_comparison_is_complete(path):
-    record = make_readme.compare_torch.read(path)
+    record = tables.compare_torch.read(path)
     assert [len(values) for values in record["test_accuracy"].values()] == [record["epochs"]] * 3
     assert len({len(values) for values in record["losses"].values()}) == 1
     assert re.match(r"python examples/(experiments/)?compare_torch\.py ", record["command"])
@@ -87,11 +112,6 @@ def test_no_number_is_left_over():
     for path in RUNS:
         assert f"({path.parent.name}/{path.name})" in text
         assert json.loads((path / "config.json").read_text())["commands"][0].startswith("python ")
-
-
-def test_the_tables_of_the_cpu_kernels_are_what_the_files_say():
-    done = subprocess.run([sys.executable, RESULTS / "make_tables.py", "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_every_table_of_times_on_the_cpu_is_one_of_those():
@@ -131,7 +151,7 @@ def test_show_prints_the_tables_without_measuring():
 def test_a_ratio_below_one_says_that_minires_is_faster():
     results = {"minires": {"seconds": [1.0] * 3}, "torch": {"seconds": [2.0] * 3}}
     measurements = [{"case": case, "work": "training", "results": results} for case in ("resnet18", "resnet101")]
-    sentence = make_tables.headline({"info": {"threads": 2}, "measurements": measurements})
+    sentence = tables.headline({"info": {"threads": 2}, "measurements": measurements})
     assert "ResNet-18 takes 0.50 of PyTorch's time, one of ResNet-101 0.50" in sentence
 
 
@@ -151,17 +171,17 @@ def write_run(path, accuracy, test_accuracy, **settings):
 
 
 def test_the_table_of_trained_networks_says_which_one_had_no_crops():
-    rows = {line.split("]")[0]: line for line in make_readme.trained()[1].splitlines()}
+    rows = {line.split("]")[0]: line for line in tables.trained()[0].splitlines()}
     assert ", no crops |" in rows["| [resnet20-flips"]
     assert "crops" not in rows["| [resnet20-seed0"]
 
 
 def test_the_table_of_the_degradation_experiment(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_readme, "HERE", tmp_path)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
     write_run(tmp_path / "degradation" / "plain-20", 0.9, 0.8, plain=True)
     assert (
         "| [plain-20](degradation/plain-20) | 1 | 10.00 % | 20.00 % | 1.000 | 6 | 1 thread of 2 cores, P |"
-        in "\n".join(make_readme.degradations())
+        in "\n".join(tables.degradations())
     )
 
 
@@ -169,13 +189,13 @@ def test_a_command_gets_the_options_whose_default_has_changed_and_no_others():
     settings = {
         "depth": 20,
         "batch_size": 128,
-        **make_readme.train_cifar.recipe(20, 128),
+        **tables.train_cifar.recipe(20, 128),
         "lr": 0.1,
         "zero_init_last": True,
     }
 
     def command(options):
-        return make_readme.command({**settings, "commands": [f"python examples/train_cifar.py{options}"]})
+        return tables.command({**settings, "commands": [f"python examples/train_cifar.py{options}"]})
 
     assert command("").endswith(".py --lr 0.1 --zero-init-last")
     assert command(" --lr 0.1").endswith(".py --lr 0.1 --zero-init-last")
@@ -185,29 +205,29 @@ def test_a_command_gets_the_options_whose_default_has_changed_and_no_others():
 
 
 def test_a_command_names_the_present_place_of_its_program():
-    moved = make_readme.as_of_today("python examples/ablation.py --data 'my data'")
+    moved = tables.as_of_today("python examples/ablation.py --data 'my data'")
     assert moved == "python examples/experiments/ablation.py --data 'my data'"
-    assert make_readme.as_of_today(moved) == moved
+    assert tables.as_of_today(moved) == moved
     for program in re.findall(r"^    python (\S+)", (RESULTS / "README.md").read_text(), flags=re.MULTILINE):
         assert (DOCS.parent / program).is_file()
 
 
 def test_a_command_whose_default_optimizer_has_changed():
     """The rest of the recipe is then compared with what goes with the optimiser that was used."""
-    recipe = make_readme.train_cifar.recipe(101, 128, "sgd")
+    recipe = tables.train_cifar.recipe(101, 128, "sgd")
     assert (recipe["optimizer"], recipe["label_smoothing"]) == ("sgd", 0.1)
     settings = {"depth": 101, "batch_size": 128, **recipe, "commands": ["python examples/train_cifar.py --depth 101"]}
-    assert make_readme.command(settings) == "python examples/train_cifar.py --depth 101 --optimizer sgd"
-    assert make_readme.command({**settings, "label_smoothing": 0.0}).endswith(" --optimizer sgd --label-smoothing 0.0")
+    assert tables.command(settings) == "python examples/train_cifar.py --depth 101 --optimizer sgd"
+    assert tables.command({**settings, "label_smoothing": 0.0}).endswith(" --optimizer sgd --label-smoothing 0.0")
 
 
 def test_the_table_of_the_ablation(tmp_path, monkeypatch):
     """Differences are from the mean of all baselines."""
-    monkeypatch.setattr(make_readme, "HERE", tmp_path)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
     write_run(tmp_path / "ablation" / "baseline", 0.9, 0.80)
     write_run(tmp_path / "ablation" / "baseline-seed1", 0.9, 0.82, seed=1)
     write_run(tmp_path / "ablation" / "adam", 0.9, 0.85, optimizer="adam")
-    text = "\n".join(make_readme.ablations())
+    text = "\n".join(tables.ablations())
     assert "| [adam](ablation/adam) | optimizer adam | 1.0000 | 1.0000 | 85.00 % | +4.00 |" in text
     assert "| mean ± std of 2 baselines |  |  |  | 81.00 ± 1.41 % |  |" in text
     assert "1 thread of 2 cores, P" in text

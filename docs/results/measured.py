@@ -2,8 +2,8 @@
 
     3 seeds reach <!-- resnet20-24 -->86.62 ± 0.29 %<!-- end --> after 24 epochs
 
-make_tables.py writes them between the comments. Each number is computed here, from the records beside this file. So the
-sentence around a number can be rewritten freely, and the number cannot.
+write_numbers.py writes them between the comments. Each number is computed here, from the records beside this file. So
+the sentence around a number can be rewritten freely, and the number cannot.
 """
 
 from __future__ import annotations
@@ -202,7 +202,6 @@ def residual_learning() -> dict[str, str]:
         "resnet32": compare.percent([middle.accuracy]),
         "resnet32-epochs": f"{middle.settings['epochs']}",
         "resnet56": compare.percent([deep.accuracy]),
-        "resnet56-epochs": f"{deep.settings['epochs']}",
     }
 
 

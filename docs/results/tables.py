@@ -1,69 +1,51 @@
-"""Writes README.md in this folder, from the files beside it. No number in its tables is typed by hand.
+"""The measured tables of README.md, the chapters and the page of results, by the names that stand before them.
 
-    python docs/results/make_readme.py              # after a run's folder was copied here
-    python docs/results/make_readme.py --check      # exit status 1 if README.md says anything else; a test does this
+write_numbers.py writes them between the comments. measured.py has the numbers within sentences. The records:
 
-trained/      folders of examples/train_cifar.py, without the two .safetensors files
-ablation/     folders of examples/experiments/ablation.py
-degradation/  folders of examples/experiments/degradation.py
-minimal/      what examples/train_minimal.py printed
-pytorch/      folders of examples/experiments/compare_torch.py (not "torch": `import torch` would find that folder)
-cpu/          files of benchmark.py, cpu_ladder.py and cpu_details.py in examples/measure; make_tables.py reads them
+trained/       folders of examples/train_cifar.py, without the two .safetensors files
+ablation/      folders of examples/experiments/ablation.py
+degradation/   folders of examples/experiments/degradation.py
+minimal/       what examples/train_minimal.py printed
+pytorch/       folders of examples/experiments/compare_torch.py (not "torch": `import torch` would find that folder)
+own-pictures/  files of examples/experiments/own_pictures.py, examples/measure/folder.py and one training
+cpu/           files of benchmark.py, cpu_ladder.py and cpu_details.py in examples/measure
 
 A record keeps the command as it was run. The page shows the command as it works today: some programs have moved.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 import shlex
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from examples import train_cifar
 from examples.experiments import ablation, compare_torch
+from examples.experiments import own_pictures as own
+from examples.measure import benchmark, cpu_details, cpu_ladder
 from minires import models
 from minires.train import compare
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples"
-
-HEAD = """\
-# Results
-
-Written by [make_readme.py](make_readme.py) from the files in this folder; every number has its log, its settings and
-its command beside it. Where a default has changed since, the value that was used stands at the end of the command;
-where a program has moved since, the command names its present place.
-An accuracy is that of the last epoch, never the best of several, and on all 10,000 test images (2,000 of Shapes-10)
-unless another number is given. "CIFAR-10 (JPEG)" is CIFAR-10 whose images were stored as JPEG, quality 75, and read
-back. The commands download the original files where there is no data yet; on those the numbers will be others, probably
-higher: JPEG loses detail. "Shapes-10" is drawn, and easy: its numbers say that a first run learns, and no more.
-Times are of training alone, on a machine shared with other work, often with a second run beside; N threads mean
-`MINIRES_THREADS=N`. A run that was interrupted has the commands that resumed it in its config.json; its machine and
-threads are those it ended on. "zero-init" is `--zero-init-last`; "no crops" is `--augmentation flip`: images are then
-mirrored, but not shifted. `minires report` shows any of these folders side by side.
-"""
+FILES = ["benchmark", "scaling", "ladder-resnet18", "details", "activations"]  # in cpu/
 
 
-def main() -> int:
-    text, path = page(), HERE / "README.md"
-    if sys.argv[1:] == ["--check"]:
-        if path.read_text() == text:
-            return 0
-        print(f"{path} is not what the files beside it say: run {Path(__file__).name}", file=sys.stderr)
-        return 1
-    path.write_text(text)
-    return 0
-
-
-def page() -> str:
-    """The whole of README.md."""
-    return "\n".join(
-        [HEAD, *trained(), *minimal(), *ablations(), *degradations(), *torch(), *own_pictures(), *cpu(), *not_run()]
-    )
+def texts() -> dict[str, str]:
+    """What stands between the comments, by name."""
+    return {
+        **{
+            f"results-{section.__name__.replace('_', '-')}": "\n".join(section()).rstrip()
+            for section in (trained, minimal, ablations, degradations, against_pytorch, own_pictures, cpu, not_trained)
+        },
+        **cpu_tables(),
+        **own_tables(),
+    }
 
 
 def runs_in(name: str) -> list[compare.Run]:
@@ -100,7 +82,7 @@ def trained() -> list[str]:
         accuracy = compare.mean_and_std(group)
         if accuracy:
             rows.append([f"mean ± std of {len(group)} seeds", *[""] * 5, f"**{accuracy}**", "", "", ""])
-    return ["## Trained networks\n", compare.as_markdown(rows), "", *code(commands)]
+    return [compare.as_markdown(rows), "", *code(commands)]
 
 
 def command(settings: dict[str, Any]) -> str:
@@ -144,14 +126,11 @@ def machine(run: compare.Run) -> str:
 def minimal() -> list[str]:
     """What the page with the whole of training printed."""
     output = (HERE / "minimal" / "output.txt").read_text().splitlines()
-    return ["## The whole of training on one page\n", "On two cores, with the files of CIFAR-10 (JPEG) in `data/`:\n",
-            *code(["python examples/train_minimal.py", *output])]  # fmt: skip
+    return code(["python examples/train_minimal.py", *output])
 
 
 def ablations() -> list[str]:
     runs = runs_in("ablation")
-    if not runs:
-        return []
     runs = [run for row in ablation.ROWS for run in runs if run.name == row]
     s = runs[0].settings
     about = (
@@ -163,14 +142,12 @@ def ablations() -> list[str]:
     for row in rows[1:]:
         row[0] = row[0] if row[0].startswith("mean") else f"[{row[0]}](ablation/{row[0]})"
     picture = "\n![Test accuracy of each row](ablation/ablation.png)\n"
-    return ["## What each part of the recipe is worth\n", about + "\n", compare.as_markdown(rows), picture,
+    return [about + "\n", compare.as_markdown(rows), picture,
             *code([f"python examples/experiments/ablation.py --data {s['data']} --epochs {s['epochs']}"])]  # fmt: skip
 
 
 def degradations() -> list[str]:
     runs = runs_in("degradation")
-    if not runs:
-        return []
     rows = [["network", "epochs", "training error", "test error", "training loss", "s an epoch", "machine"]]
     for run in runs:
         last = run.records[-1]
@@ -180,14 +157,13 @@ def degradations() -> list[str]:
         rows.append([link, f"{last['epoch']}", train_error, test_error, loss, seconds, machine(run)])
     about = (
         f"{runs[0].settings['dataset']}, seed {runs[0].settings['seed']}, the paper's recipe in short. The training "
-        "error is that of the last epoch, on augmented images. What it shows is told in "
-        "[residual-learning.md](../residual-learning.md).\n"
+        "error is that of the last epoch, on augmented images.\n"
     )
-    return ["## Plain and residual networks\n", about, compare.as_markdown(rows), "",
+    return [about, compare.as_markdown(rows), "",
             *code([as_of_today(run.settings["commands"][0]) for run in runs])]  # fmt: skip
 
 
-def torch() -> list[str]:
+def against_pytorch() -> list[str]:
     lines = []
     for path in sorted((HERE / "pytorch").glob("*/losses.json")):
         record, name = json.loads(path.read_text()), path.parent.name
@@ -210,34 +186,31 @@ def torch() -> list[str]:
             f"\n![Both loss curves](pytorch/{name}/losses.png)\n",
             *code([as_of_today(record["command"])]),
         ]
-    return ["## The same training in PyTorch\n", *lines] if lines else []
+    return lines
 
 
 def own_pictures() -> list[str]:
     """Where the chapter's numbers come from."""
     records = [json.loads((HERE / "own-pictures" / f"{name}.json").read_text()) for name in ("results", "folder")]
     text = (
-        "[own-pictures.md](../own-pictures.md) shows the tables. Each of the "
+        "Each of the "
         f"{len(records[0]['runs'])} trainings is a line of [results.json](own-pictures/results.json); "
         f"[folder.json](own-pictures/folder.json) has the times and the memory of {records[1]['pictures']:,} pictures, "
         "[first.json](own-pictures/first.json) the results of the second command.\n"
     )
     commands = ["python examples/draw_pictures.py photos", "minires train photos --out runs/photos"]
-    return ["## Pictures of one's own\n", text, *code([*commands, *(record["command"] for record in records)])]
+    return [text, *code([*commands, *(record["command"] for record in records)])]
 
 
 def cpu() -> list[str]:
     paths = sorted((HERE / "cpu").glob("*.json"))
     return [
-        "## Times of the CPU kernels\n",
-        f"Raw, with versions: {', '.join(f'[cpu/{path.name}](cpu/{path.name})' for path in paths)}. "
-        "[make_tables.py](make_tables.py) puts them into [fast-cpu.md](../fast-cpu.md) and the "
-        "[README](../../README.md).\n",
+        f"Raw, with versions: {', '.join(f'[cpu/{path.name}](cpu/{path.name})' for path in paths)}.\n",
         *code([as_of_today(json.loads(path.read_text())["command"]) for path in paths]),
     ]
 
 
-def not_run() -> list[str]:
+def not_trained() -> list[str]:
     runs = [run for run in runs_in("trained") if finished(run) and (run.settings["image_size"] or 32) >= 32]
     done = {(run.settings["depth"], run.settings["stem"]) for run in runs}
     small = [str(depth) for depth in models.resnet_cifar.DEPTHS if (depth, "cifar") not in done]
@@ -251,12 +224,83 @@ def not_run() -> list[str]:
         lines.append("- anything on a GPU")
     if all(run.settings["dataset"] != "CIFAR-10" for run in runs):
         lines.append("- anything on the original CIFAR-10 files")
-    return ["## Not trained yet\n", "By `examples/train_cifar.py`, to the end of a run, on whole images:\n", *lines, ""]
+    return lines
+
+
+def cpu_tables() -> dict[str, str]:
+    """Of fast-cpu.md, and the headline of README.md."""
+    records = {name: json.loads((HERE / "cpu" / f"{name}.json").read_text()) for name in FILES}
+    speed, scaling, ladder, details, activations = records.values()
+    return {
+        "headline": headline(speed),
+        "accuracy": accuracy(),
+        "speed": benchmark.table(speed, columns=8),
+        "speed-with-start": benchmark.table(speed),
+        "speed-spread": spread(speed),
+        "depth": benchmark.depth_table(scaling),
+        "batch": benchmark.batch_table(scaling),
+        "loader": f"a batch of 128 augmented images takes {scaling['batch_milliseconds']:.1f} ms to make.",
+        "ladder": cpu_ladder.table(ladder),
+        **{f"{name}-on": measured_on(record) for name, record in records.items()},
+        **{
+            name: cpu_details.table(name, rows)
+            for record in (details, activations)
+            for name, rows in record["sections"].items()
+        },
+    }
+
+
+def own_tables() -> dict[str, str]:
+    """The tables of own-pictures.md; its numbers within sentences are in measured.py."""
+    record = json.loads((HERE / "own-pictures" / "results.json").read_text())
+    return {
+        "own-pictures": own.table(record),
+        "own-scans": own.scans_table(record),
+        "own-pictures-on": f"Measured on {measured_on(record)}",
+    }
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """Such as "2 threads on an AMD EPYC, 25 November 2026, NumPy 2.4.6 (OpenBLAS 0.3.31), PyTorch 2.13.0"."""
+    info, date = record["info"], datetime.date.fromisoformat(record["date"])
+    blas = ", ".join(re.sub(r"^openblas (\d+\.\d+\.\d+).*", r"OpenBLAS \1", text) for text in info["blas"])
+    torch = record.get("versions", {}).get("torch", "").partition("+")[0]
+    parts = [f"{info['threads']} threads on {info['processor']}", f"{date.day} {date:%B %Y}"]
+    parts += [f"NumPy {info['versions']['numpy']} ({blas})", *([f"PyTorch {torch}"] if torch else [])]
+    return ", ".join(parts)
+
+
+def steps(record: dict[str, Any], case: str, work: str = "training") -> dict[str, list[float]]:
+    """The seconds of both libraries' steps."""
+    found = next(m for m in record["measurements"] if (m["case"], m["work"]) == (case, work))
+    return {library: result["seconds"] for library, result in found["results"].items()}
+
+
+def headline(record: dict[str, Any]) -> str:
+    ratios = []
+    for case in ("resnet18", "resnet101"):
+        both = steps(record, case)
+        ratios.append(f"{statistics.median(a / b for a, b in zip(both['minires'], both['torch'])):.2f}")
+    cores = {2: "two", 4: "four"}.get(record["info"]["threads"], record["info"]["threads"])
+    return (
+        f"On {cores} CPU cores a training step of ResNet-18 takes {ratios[0]} of PyTorch's time, "
+        f"one of ResNet-101 {ratios[1]}."
+    )
+
+
+def accuracy() -> str:
+    """What ResNet-20 came to: the runs of the most seeds."""
+    groups = compare.repetitions([run for run in runs_in("trained") if run.settings["depth"] == 20])
+    runs = max(groups, key=len)
+    s, mean = runs[0].settings, compare.mean_and_std(runs) or compare.percent([runs[0].accuracy])
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
+    return f"{s['epochs']} epochs of {runs[0].network} give {mean} on {s['dataset']} ({seeds})"
+
+
+def spread(record: dict[str, Any]) -> str:
+    took = [1e3 * seconds for seconds in steps(record, "resnet101")["torch"]]
+    return f"PyTorch's steps of ResNet-101, all the same work, took from {min(took):.0f} to {max(took):.0f} ms."
 
 
 def code(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines] + [""]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
