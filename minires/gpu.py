@@ -44,6 +44,7 @@ def _probe() -> str | None:
     except Exception as error:  # a broken CUDA install raises more than ImportError
         how = f"{_install(12)}, or, for CUDA 13, {_install(13)}"
         return f"CuPy does not import ({_one_line(error)}); install it with: {how}"
+    needed = 12000  # until CuPy says which CUDA it was made for
     try:
         runtime = cupy.cuda.runtime
         driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12090 for CUDA 12.9

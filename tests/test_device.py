@@ -166,6 +166,16 @@ def test_the_probe_reports_errors_of_any_class_in_one_line(fresh_probe):
     assert mr.cuda.why_not() == "CuPy is installed, but the GPU does not work (DriverError: version is insufficient)"
 
 
+def test_the_probe_survives_an_error_before_cupy_has_said_its_version(fresh_probe):
+    def fail():
+        raise RuntimeError("libcudart.so.12: cannot open shared object file")
+
+    broken = BrokenCupy(1, 7)
+    broken.driverGetVersion = fail
+    fresh_probe.setitem(sys.modules, "cupy", broken)
+    assert "libcudart.so.12: cannot open shared object file" in mr.cuda.why_not()
+
+
 def test_manual_seed_repeats_the_draws():
     mr.manual_seed(3)
     first = mr.default_generator().random(4)
