@@ -32,6 +32,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -93,9 +94,11 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("python",
     # 3. CIFAR-10, scaled from 32x32 to 224x224; training images are mirrored half of the time.
     if args.train_size:
         dataset = dataset.subset(min(args.train_size, len(dataset.train_images)))
-    judged = {}  # images and labels to evaluate on: the first part after each epoch, the others at the end
+    # Images and labels to evaluate on: the first part after each epoch, the others at the end.
+    judged: dict[str, tuple[Any, Any]] = {}
     for part in parts:
-        judged[part] = [getattr(dataset, f"{part}_{kind}")[: args.test_size] for kind in ("images", "labels")]
+        images, labels = (getattr(dataset, f"{part}_{kind}")[: args.test_size] for kind in ("images", "labels"))
+        judged[part] = images, labels
     mean, std = (MEAN, STD) if dataset.num_classes == 10 and "CIFAR" in dataset.name else (dataset.mean, dataset.std)
     if own:
         mean, std = learned.mean, learned.std  # frozen layers expect them
@@ -131,7 +134,7 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("python",
 
     keep = ("data", "image_size", "batch_size", "lr", "epochs", "flip", "freeze", "freeze_batch_norm", "seed", "val",
             "class_weights")  # fmt: skip
-    plain = not model.layer1[0].shortcut
+    plain = not all(module.shortcut for module in model.modules() if isinstance(module, resnet.Block))
     settings = {"depth": depth, "plain": plain, "from": args.source, **{name: getattr(args, name) for name in keep}}
     notes = dataset.notes(args.image_size) | {"mean": list(mean), "std": list(std)}
     identity = {name: settings[name] for name in ("depth", "image_size", "batch_size", "flip", "seed")}
@@ -187,7 +190,11 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("python",
 
 
 def compute_features(
-    model: nn.Module, images: np.ndarray | data.Pictures, args: Namespace, options: dict, mirrored: bool
+    model: models.ResNet | models.CifarResNet,
+    images: np.ndarray | data.Pictures,
+    args: Namespace,
+    options: dict,
+    mirrored: bool,
 ) -> np.ndarray:
     """The input of the last layer for each image: float32 (N, features)."""
     folded = mr.fold(model)  # a copy with batch norm multiplied into the convolutions: faster

@@ -335,9 +335,11 @@ def read_arguments(parser: arguments.Parser, words: Sequence[str] | None = None)
             args.resume = args.out or latest_run(f"runs/resnet{args.depth}").path
         resume = state_file(args.resume) if args.resume else None
         weights = weights_file(args.eval_only) if args.eval_only else None
-        saved = saved_settings(resume or weights, to_resume=bool(resume))
+        path = resume or weights
+        assert path is not None  # one of the two was asked for
+        saved = saved_settings(path, to_resume=bool(resume))
         if saved.get("plain"):
-            parser.error(f"{resume or weights}: of a plain network, without shortcuts; this program has residual ones")
+            parser.error(f"{path}: of a plain network, without shortcuts; this program has residual ones")
         kept = set(SETTINGS) - {"precision"}  # tf32 and bf16 need a GPU, and the run may go on without one
         parser.set_defaults(**{name: value for name, value in saved.items() if name in kept})
         args = parser.parse_intermixed_args(words)  # again: the command line overrides the saved settings

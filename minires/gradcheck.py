@@ -201,17 +201,18 @@ class _Check:
         for i in self.variables:
             direction = self.random_like(self.before[i])
             numeric = _dot(self.cotangents, self.move(i, direction))
-            analytic = 0.0 if self.gradients[i] is None else _dot([self.gradients[i]], [direction])
+            gradient = self.gradients[i]
+            analytic = 0.0 if gradient is None else _dot([gradient], [direction])
             if self.excess(analytic, numeric) > 0:
                 index, element, expected = self.worst_element(i)
                 self.fail(i, index, element, expected, f"along a random direction {analytic:.9g}, not {numeric:.9g}")
 
     def worst_element(self, i: int) -> tuple[tuple[int, ...], float, float]:
         """(index, analytic, numeric) where the gradient of input i is most wrong; two calls of fn an element."""
-        worst, worst_excess = ((), 0.0, 0.0), -math.inf
+        worst, worst_excess, gradient = ((), 0.0, 0.0), -math.inf, self.gradients[i]
         for index, direction in self.unit_vectors(i):
             numeric = _dot(self.cotangents, self.move(i, direction))
-            analytic = 0.0 if self.gradients[i] is None else float(self.gradients[i][index])
+            analytic = 0.0 if gradient is None else float(gradient[index])
             if self.excess(analytic, numeric) > worst_excess:
                 worst, worst_excess = (index, analytic, numeric), self.excess(analytic, numeric)
         return worst
@@ -229,8 +230,9 @@ class _Check:
                 one_hot[k][row] = 1
                 gradients = self.backward(leaves, outputs, one_hot)
                 for i, moved in zip(self.variables, columns):
+                    gradient = gradients[i]
                     for index, outputs_moved in moved.items():
-                        analytic = 0.0 if gradients[i] is None else float(gradients[i][index])
+                        analytic = 0.0 if gradient is None else float(gradient[index])
                         numeric = float(outputs_moved[k][row])
                         if self.excess(analytic, numeric) > 0:
                             self.fail(i, index, analytic, numeric, f"for output {k}, element {row}, alone")

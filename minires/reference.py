@@ -12,6 +12,7 @@ Reading order: after functional/reduction.py. Next: kernels.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from minires.device import Array, module_of
@@ -39,13 +40,7 @@ def pair(name: str, value: Pair, least: int) -> Two:
     return int(both[0]), int(both[1])
 
 
-def output_size(
-    shape: tuple[int, ...],
-    kernel: Two,
-    stride: Two,
-    padding: Two,
-    dilation: Two = (1, 1),
-) -> Two:
+def output_size(shape: tuple[int, ...], kernel: Two, stride: Two, padding: Two, dilation: Two = (1, 1)) -> Two:
     """(Ho, Wo): how many windows fit into an (N, H, W, C) image; 0 where none does.
 
     Ho = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1
@@ -63,7 +58,7 @@ def output_size(
 # Source: Chellapilla et al. 2006.
 
 
-def window_slices(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]):
+def window_slices(size: Two, kernel: Two, stride: Two, dilation: Two) -> Iterator[tuple[int, int, slice, slice]]:
     """For each kernel position (u, v) the slices that select its pixel of every window: padded[:, rows, columns]."""
     (ho, wo), (sh, sw), (dh, dw) = size, stride, dilation
     for u in range(kernel[0]):
@@ -73,7 +68,7 @@ def window_slices(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[
             yield u, v, rows, columns
 
 
-def _pad(x: Array, padding: tuple[int, int], value: float = 0.0) -> Array:
+def _pad(x: Array, padding: Two, value: float = 0.0) -> Array:
     """(N, H, W, C) -> (N, H+2ph, W+2pw, C)."""
     ph, pw = padding
     if (ph, pw) == (0, 0):
@@ -81,13 +76,7 @@ def _pad(x: Array, padding: tuple[int, int], value: float = 0.0) -> Array:
     return module_of(x).pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)), constant_values=value)
 
 
-def im2col(
-    x: Array,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Array:
+def im2col(x: Array, kernel: Two, stride: Two, padding: Two, dilation: Two) -> Array:
     """(N, H, W, C) -> (N, Ho, Wo, kh, kw, C): every window of the zero-padded image."""
     size = output_size(x.shape, kernel, stride, padding, dilation)
     padded = _pad(x, padding)
@@ -97,13 +86,7 @@ def im2col(
     return columns
 
 
-def col2im(
-    columns: Array,
-    shape: tuple[int, int, int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Array:
+def col2im(columns: Array, shape: tuple[int, int, int, int], stride: Two, padding: Two, dilation: Two) -> Array:
     """The transpose of im2col: (N, Ho, Wo, kh, kw, C) -> (N, H, W, C), adding up what windows share."""
     n, h, w, c = shape
     ph, pw = padding
@@ -113,15 +96,7 @@ def col2im(
     return padded[:, ph : ph + h, pw : pw + w]
 
 
-def conv2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Array:
+def conv2d(x: Array, weight: Array, bias: Array | None, stride: Two, padding: Two, dilation: Two, groups: int) -> Array:
     """x (N,H,W,C), weight (kh,kw,C/groups,O), bias (O,) or None -> (N,Ho,Wo,O)."""
     kernel, outputs = weight.shape[:2], weight.shape[3]
     size = output_size(x.shape, kernel, stride, padding, dilation)
@@ -138,9 +113,9 @@ def conv2d_backward(
     dy: Array,
     x: Array,
     weight: Array,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Two,
+    padding: Two,
+    dilation: Two,
     groups: int,
     need_dx: bool,
     need_dweight: bool,
@@ -172,7 +147,7 @@ def conv2d_backward(
     return dx, dweight
 
 
-def _windows(x: Array, kernel: tuple[int, int], stride: tuple, padding: tuple, dilation: tuple) -> Array:
+def _windows(x: Array, kernel: Two, stride: Two, padding: Two, dilation: Two) -> Array:
     """im2col; without any copying where the window is one pixel."""
     if kernel == (1, 1) and padding == (0, 0):
         return x[:, :: stride[0], :: stride[1], None, None]  # (N, Ho, Wo, 1, 1, C)
@@ -191,7 +166,7 @@ def _as_weight_matrix(weight: Array) -> Array:
     return weight.reshape(kh * kw * c, o)
 
 
-def group_slices(groups: int, channels: int, outputs: int):
+def group_slices(groups: int, channels: int, outputs: int) -> Iterator[tuple[slice, slice]]:
     """For each group: its slice of the input channels and of the output channels."""
     c, o = channels // groups, outputs // groups
     for g in range(groups):
@@ -278,7 +253,7 @@ def relu_backward(dy: Array, y: Array) -> Array:
     return dy * (y > 0)
 
 
-def max_pool2d(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+def max_pool2d(x: Array, kernel: Two, stride: Two, padding: Two) -> Array:
     """(N,H,W,C) -> (N,Ho,Wo,C): the maximum of each window, padding counting as minus infinity."""
     xp = module_of(x)
     size = output_size(x.shape, kernel, stride, padding)
@@ -290,9 +265,7 @@ def max_pool2d(x: Array, kernel: tuple[int, int], stride: tuple[int, int], paddi
     return y
 
 
-def max_pool2d_backward(
-    dy: Array, x: Array, y: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> Array:
+def max_pool2d_backward(dy: Array, x: Array, y: Array, kernel: Two, stride: Two, padding: Two) -> Array:
     """dx (N,H,W,C): dy goes to the first element of each window, row by row, that equals the maximum y."""
     xp = module_of(x)
     ph, pw = padding
@@ -306,7 +279,7 @@ def max_pool2d_backward(
     return dpadded[:, ph : ph + x.shape[1], pw : pw + x.shape[2]]
 
 
-def avg_pool2d(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+def avg_pool2d(x: Array, kernel: Two, stride: Two, padding: Two) -> Array:
     """(N,H,W,C) -> (N,Ho,Wo,C): the mean of each window, padding counting as zeros."""
     size = output_size(x.shape, kernel, stride, padding)
     padded = _pad(x, padding)
@@ -316,13 +289,7 @@ def avg_pool2d(x: Array, kernel: tuple[int, int], stride: tuple[int, int], paddi
     return y / (kernel[0] * kernel[1])
 
 
-def avg_pool2d_backward(
-    dy: Array,
-    shape: tuple[int, int, int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> Array:
+def avg_pool2d_backward(dy: Array, shape: tuple[int, int, int, int], kernel: Two, stride: Two, padding: Two) -> Array:
     """dx of `shape` (N,H,W,C): each window hands dy / (kh*kw) to all its elements."""
     (n, h, w, c), (ph, pw) = shape, padding
     dpadded = module_of(dy).zeros((n, h + 2 * ph, w + 2 * pw, c), dtype=dy.dtype)
@@ -391,13 +358,7 @@ def cross_entropy_backward(dloss: Array, probabilities: Array, labels: Array, la
 
 
 def sgd_update(
-    parameter: Array,
-    gradient: Array,
-    velocity: Array,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
+    parameter: Array, gradient: Array, velocity: Array, lr: float, momentum: float, weight_decay: float, nesterov: bool
 ) -> None:
     """One step of stochastic gradient descent, as PyTorch defines it (torch.optim.SGD, dampening 0).
 

@@ -147,16 +147,16 @@ class Tensor(Operators):
             if self.data.size != 1:
                 raise RuntimeError(f"backward: give a gradient of shape {self.shape}; only a scalar has a default, 1")
             gradient = xp.ones_like(self.data)
-        gradient = xp.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
-        if gradient.shape != self.shape:
-            raise ValueError(f"backward: gradient has shape {gradient.shape}, the tensor has {self.shape}")
+        dy = xp.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
+        if dy.shape != self.shape:
+            raise ValueError(f"backward: gradient has shape {dy.shape}, the tensor has {self.shape}")
         if self.node is None:
-            self.accumulate_grad(gradient)
+            self.accumulate_grad(dy)
             return
 
         # Newest node first: every consumer of a value is newer than the node that made it, so a node is
         # reached only when its gradient is complete. A heap instead of recursion: depth costs nothing.
-        pending = {self.node: gradient}  # gradients not yet passed on
+        pending = {self.node: dy}  # gradients not yet passed on
         owned: set[Node] = set()  # nodes whose pending gradient was allocated here, free to be added to
         heap = [(-self.node.order, self.node)]
         while heap:
@@ -166,9 +166,9 @@ class Tensor(Operators):
                     f"backward: the graph below {node.name!r} was freed by an earlier backward(); "
                     "run the forward computation again, or sum the losses before one backward()"
                 )
-            gradient = pending.pop(node)
+            dy = pending.pop(node)
             owned.discard(node)
-            for parent, dparent in zip(node.parents, _checked(node, node.backward(gradient))):
+            for parent, dparent in zip(node.parents, _checked(node, node.backward(dy))):
                 if dparent is None or not parent.requires_grad:
                     continue
                 if dparent.shape != parent.shape:
@@ -180,7 +180,7 @@ class Tensor(Operators):
                     dparent = dparent.astype(parent.dtype)  # a float64 loss is no reason for float64 in the layers
                 source = parent.node
                 if source is None:
-                    parent.accumulate_grad(dparent)
+                    parent.accumulate_grad(dparent)  # pyright: ignore[reportAttributeAccessIssue] # a leaf is a Tensor
                 elif source not in pending:
                     pending[source] = dparent  # perhaps shared (x + y hands one array to both): not to be written to
                     heapq.heappush(heap, (-source.order, source))
@@ -190,7 +190,7 @@ class Tensor(Operators):
                 else:
                     pending[source] += dparent
             node.free()
-            gradient = dparent = parent = None  # or they would keep a large array alive during the next node
+            gradient = dy = dparent = parent = None  # or they would keep a large array alive during the next node
 
     def accumulate_grad(self, gradient: Array) -> None:
         """Add to `grad`. The first gradient is copied, into `grad_buffer` if there is one: no two leaves may share an
@@ -287,7 +287,7 @@ class Tensor(Operators):
         return f"Tensor({self.data}, shape={self.shape}, dtype={self.dtype}, device={self.device!r}{grad}{made_by})"
 
 
-def _checked(node: Node, gradients: Any) -> Sequence[Array | None]:
+def _checked(node: Node, gradients: Sequence[Array | None]) -> Sequence[Array | None]:
     """What the `backward` of `node` returned: one array or None per input. Raises `RuntimeError` for anything else."""
     found = None
     if not isinstance(gradients, (tuple, list)):

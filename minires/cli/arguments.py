@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from minires import kernels
 from minires.data import NAMES, DataError
@@ -61,12 +61,15 @@ def share(text: str) -> float:
     return _number(float, text, 0, 1, "a number of at least 0 and below 1, such as 0.2")
 
 
-def _number(kind: type, text: str, least: float, below: float, expected: str) -> float:
+Number = TypeVar("Number", int, float)
+
+
+def _number(kind: Callable[[str], Number], text: str, least: float, below: float, expected: str) -> Number:
     try:
         value = kind(text)
     except ValueError:
-        value = math.nan
-    if not least <= value < below:  # NaN fails it too
+        value = None
+    if value is None or not least <= value < below:  # NaN fails it too
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
 

@@ -78,6 +78,8 @@ def example(name: str) -> ModuleType:
             raise
     path = Path(mr.__file__).parents[1] / "examples" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # as for every .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -53,7 +53,7 @@ def _gpu() -> dict[str, Any]:
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
         "name": properties["name"].decode(),
-        "capability": "{}.{}".format(*cuda.capability()),
+        "capability": ".".join(map(str, cuda.capability() or ())),
         "memory": format_bytes(cupy.cuda.runtime.memGetInfo()[1]),
         "precision": kernels.precision_in_use(),
     }

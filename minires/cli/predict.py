@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 import minires.functional as F
-from minires import nn
 from minires.data import CIFAR10
 from minires.data.pictures import ImageError, read_image, square
-from minires.models import from_weights, imagenet_classes
+from minires.models import CifarResNet, ResNet, from_weights, imagenet_classes
 from minires.models.pretrained import IMAGENET_MEAN, IMAGENET_RESIZE, IMAGENET_SIZE, IMAGENET_STD, imagenet_file
 from minires.nn.fold import fold
 from minires.tensor import Tensor, no_grad
@@ -46,14 +45,14 @@ class Preparation:
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (N, size, size, C) -> float32 of the same shape."""
-        return (pixels / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        return (pixels / np.float32(255) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
 @dataclass(frozen=True)
 class Classifier:
     """A network ready to classify images: in evaluation mode, with batch norm folded into the convolutions."""
 
-    model: nn.Module
+    model: ResNet | CifarResNet
     preparation: Preparation
     classes: tuple[str, ...]
 
@@ -109,7 +108,7 @@ def open_classifier(
     return Classifier(fold(model).to(device), preparation, names)
 
 
-def preparation_of(weights: str | Path, model: nn.Module, log: Callable[[str], None] = print) -> Preparation:
+def preparation_of(weights: str | Path, model: ResNet | CifarResNet, log: Callable[[str], None] = print) -> Preparation:
     """The preparation that `model` has learned with: the one noted in the file or folder `weights`, or "imagenet"."""
     if str(weights) == "imagenet":
         return _preparation(Path(weights), model, {}, None, True, log)
@@ -119,7 +118,7 @@ def preparation_of(weights: str | Path, model: nn.Module, log: Callable[[str], N
 
 def _preparation(
     path: Path,
-    model: nn.Module,
+    model: ResNet | CifarResNet,
     notes: dict[str, Any],
     image_size: int | None,
     imagenet: bool,

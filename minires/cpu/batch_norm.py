@@ -14,6 +14,9 @@ Reading order: after elementwise.py. Next: branch.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from minires.cpu.elementwise import blocks, chunks, repeats, wide
@@ -30,12 +33,13 @@ def column_sum(x: np.ndarray) -> np.ndarray:
     def part(begin: int, end: int) -> np.ndarray:
         return sum((ones(block.shape[0]) @ block for block in blocks(rows[begin:end])), np.zeros(rows.shape[1]))
 
-    return fold(sum(parallel(part, rows.shape[0])), channels).astype(np.float32)
+    return fold(parallel(part, rows.shape[0]), channels).astype(np.float32)
 
 
-def fold(wide_row: np.ndarray, channels: int) -> np.ndarray:
-    """(R*C,) -> (C,): the sum over the R positions of a wide row."""
-    return wide_row.reshape(-1, channels).sum(axis=0)
+def fold(wide_rows: Iterable[np.ndarray], channels: int) -> np.ndarray:
+    """(R*C,) each -> (C,): the sum of wide rows, and over their R positions."""
+    total: Any = sum(wide_rows)  # an array: there is a row at least
+    return total.reshape(-1, channels).sum(axis=0)
 
 
 class Moments:
@@ -61,13 +65,14 @@ class Moments:
         """Mean and biased variance per channel, (C,) in float32, of all that was added to any of `parts`."""
         parts = [part for part in parts if part.count]
         if not parts:  # an empty batch
-            return np.full((2, channels), np.nan, np.float32)
+            mean, var = np.full((2, channels), np.nan, np.float32)
+            return mean, var
         means = [part.shift + part.sum / part.count for part in parts]  # (R*C,) each, in float64
         r = means[0].size // channels
         count = r * sum(part.count for part in parts)
-        mean = fold(sum(part.count * m for part, m in zip(parts, means)), channels) / count
+        mean = fold((part.count * m for part, m in zip(parts, means)), channels) / count
         wide_mean = np.tile(mean, r)
-        squares = sum(
+        squares = (
             part.squares - part.sum**2 / part.count + part.count * (m - wide_mean) ** 2 for part, m in zip(parts, means)
         )  # around the mean of all, not that of the column
         return mean.astype(np.float32), (fold(squares, channels) / count).astype(np.float32)
@@ -180,7 +185,7 @@ class GradientSums:
     @staticmethod
     def merged(parts: list[GradientSums], channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Both sums per channel, (C,) in float64."""
-        return fold(sum(part.g for part in parts), channels), fold(sum(part.gx for part in parts), channels)
+        return fold((part.g for part in parts), channels), fold((part.gx for part in parts), channels)
 
 
 def backward_coefficients(

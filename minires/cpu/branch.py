@@ -109,6 +109,7 @@ def _backward(
     saved     is emptied layer by layer, so that each array is freed as soon as it has been used
     """
     gradients: list[np.ndarray] = []
+    dx: np.ndarray | None = None
     while saved:
         layer, here = layers[len(saved) - 1], saved.pop()
         count = here.y.size // here.y.shape[3]  # M
@@ -116,21 +117,20 @@ def _backward(
             sums, count, here.mean, here.var, layer.bn_weight, layer.eps
         )
         dy = _BatchNormGradient(g, here.y, slope, offset)
-        if saved:  # the input is the output of the layer before, normalised
-            before, shape = saved[-1], saved[-1].y.shape
-            dx = np.empty(shape, np.float32)
-            new_x = partial(_MaskAndSums, before, *_scale_and_shift(layers[len(saved) - 1], before), dx)
-        else:
-            shape = x.shape
-            dx = np.empty(shape, np.float32) if need_dx else None
-            new_x = partial(_AddToGradient, np.ascontiguousarray(x), dx, added)
         i = 3 * len(saved)  # where the layer's gradients are in `out`
-        dweight = np.empty(layer.weight.shape, np.float32) if out[i] is None else out[i]
-        gathered = convolution.backward(dy, new_x, shape, layer.weight, layer.geometry, dx, dweight, scale)
-        gradients[:0] = dweight, _put(dbn_weight, out[i + 1]), _put(dbn_bias, out[i + 2])
-        if saved:
-            sums = GradientSums.merged([worker.sums for worker in gathered], dx.shape[3])
-        g = dx
+        out_weight, out_bn_weight, out_bn_bias = out[i : i + 3]
+        dweight = np.empty(layer.weight.shape, np.float32) if out_weight is None else out_weight
+        if saved:  # the input is the output of the layer before, normalised
+            before = saved[-1]
+            dx = np.empty(before.y.shape, np.float32)
+            new_x = partial(_MaskAndSums, before, *_scale_and_shift(layers[len(saved) - 1], before), dx)
+            gathered = convolution.backward(dy, new_x, dx.shape, layer.weight, layer.geometry, dx, dweight, scale)
+            g, sums = dx, GradientSums.merged([worker.sums for worker in gathered], dx.shape[3])
+        else:
+            dx = np.empty(x.shape, np.float32) if need_dx else None
+            new_x = partial(_AddToGradient, np.ascontiguousarray(x), dx, added)
+            convolution.backward(dy, new_x, x.shape, layer.weight, layer.geometry, dx, dweight, scale)
+        gradients[:0] = dweight, _put(dbn_weight, out_bn_weight), _put(dbn_bias, out_bn_bias)
     return dx, gradients
 
 
@@ -192,7 +192,7 @@ class _MaskAndSums(_Normalised):
         super().__init__(saved.y, scale, shift)
         self.dx, self.sums = dx, GradientSums(saved.mean, self.r)
         self.chunk: tuple[int, int] | None = None  # the chunk whose batch_norm(y), after ReLU or before, is in rows
-        self.rows: np.ndarray | None = None
+        self.rows: np.ndarray  # set with the chunk
 
     def before_relu(self, a: int, b: int) -> np.ndarray:
         self.chunk, self.rows = (a, b), super().before_relu(a, b)

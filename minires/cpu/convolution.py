@@ -82,6 +82,7 @@ class Source(Protocol):
 
     def load(self, a: int, b: int) -> np.ndarray:
         """The images [a, b), contiguous (m,H,W,C). They may lie in scratch memory."""
+        ...
 
     def load_into(self, inside: np.ndarray, a: int, b: int) -> None:
         """Write the images [a, b) to `inside` (m,H,W,C), a view of the inside of a frame of zeros."""
@@ -212,6 +213,7 @@ class BackwardWay(Protocol):
 
     def chunks(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """The chunks of a worker's part of the images."""
+        ...
 
     def compute(self, a: int, b: int, x: Source, total: np.ndarray | None, first: bool) -> None:
         """Fill dx[a:b], if dx is wanted. Add the chunk's weight gradient to `total`, unless that is None.
@@ -236,7 +238,8 @@ def _way_of(
     if plan.use_winograd(x_shape, weight.shape, geometry):
         way = WinogradKeepingTiles if plan.keeps_tiles(x_shape, weight.shape) else Winograd
         return way(dy, weight, dx, scale)
-    turned_padding = tuple(k - 1 - p for k, p in zip(geometry.kernel, geometry.padding))
+    (kh, kw), (ph, pw) = geometry.kernel, geometry.padding
+    turned_padding = kh - 1 - ph, kw - 1 - pw
     if geometry.kernel != (1, 1) and geometry.stride == geometry.dilation == (1, 1) and min(turned_padding) >= 0:
         return Stride1(dy, weight, turned_padding, dx, scale)
     return AnyStride(dy, x_shape, weight, geometry, dx, scale)

@@ -202,7 +202,7 @@ class _OneBlasThread:
                 if self.libraries is None:
                     self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
                 if self.users == 0:
-                    self.threads = [library.num_threads for library in self.libraries]
+                    self.threads = [(library, library.num_threads) for library in self.libraries]
                     for library in self.libraries:
                         library.set_num_threads(1)
                 self.users += 1
@@ -213,7 +213,7 @@ class _OneBlasThread:
                 with self.lock:
                     self.users -= 1
                     if self.users == 0:
-                        for library, threads in zip(self.libraries, self.threads):
+                        for library, threads in self.threads:
                             library.set_num_threads(threads)
 
 

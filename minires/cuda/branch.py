@@ -69,7 +69,8 @@ def _backward(
     saved   what each layer has kept; it is emptied on the way
     dtypes  of x, and of the shortcut if there was one
     """
-    with_shortcut = dtypes[1] is not None
+    x_dtype, shortcut_dtype = dtypes
+    with_shortcut = shortcut_dtype is not None
     gradients: list[Array] = []
     dshortcut = None
     g = convert(dz, precision.activation())
@@ -93,8 +94,8 @@ def _backward(
             g = convolution.input_gradient(dy, here.x.shape, layer.weight, layer.geometry, add_to)
             if i == 0 and shortcut_is_x and not relu:
                 accumulate(g, dshortcut)
-    dx = convert(g, dtypes[0]) if need_dx else None
-    dshortcut = convert(dshortcut, dtypes[1]) if with_shortcut and not shortcut_is_x else None
+    dx = convert(g, x_dtype) if need_dx else None
+    dshortcut = convert(dshortcut, shortcut_dtype) if with_shortcut and not shortcut_is_x else None
     return dx, gradients, dshortcut
 
 

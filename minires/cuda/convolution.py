@@ -63,7 +63,7 @@ def conv2d(
     else:  # group by group; ResNets have none
         y = xp.empty((x.shape[0], *output_size(x.shape, *geometry), outputs), dtype=x.dtype)
         for ins, outs in group_slices(groups, x.shape[3], outputs):
-            y[..., outs] = forward(*map(xp.ascontiguousarray, (x[..., ins], weight[..., outs])), geometry)
+            y[..., outs] = forward(xp.ascontiguousarray(x[..., ins]), xp.ascontiguousarray(weight[..., outs]), geometry)
     if bias is not None:
         scale_and_shift(y, None, bias, None, relu=False)
     return y
@@ -94,9 +94,9 @@ def conv2d_backward(
         for ins, outs in group_slices(groups, x.shape[3], outputs):
             part, dy_part = xp.ascontiguousarray(weight[..., outs]), xp.ascontiguousarray(dy[..., outs])
             x_part = xp.ascontiguousarray(x[..., ins])
-            if need_dx:
+            if dx is not None:
                 dx[..., ins] = input_gradient(dy_part, x_part.shape, part, geometry)
-            if need_dweight:
+            if dweight is not None:
                 dweight[..., outs] = weight_gradient(dy_part, x_part, part.shape, geometry)
     return convert(dx, dtype.name) if need_dx else None, dweight
 

@@ -78,7 +78,7 @@ class Recorder:
 
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool(_allocator(self.stream))
-        self._graph = None
+        self._graph: Any = None
         _recorders.add(self)
         finalize(self, _left_behind.append, self.pool)
 

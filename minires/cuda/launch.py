@@ -27,7 +27,7 @@ from functools import cache
 from math import prod
 from pathlib import Path
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,8 +88,10 @@ def _parameters(kernel: str, body: str) -> list[Parameter]:
             raise ValueError(f"{kernel}: {name} is a pointer and has no comment that gives its shape, like // [size]")
         if not pointer and kind not in SCALARS:
             raise ValueError(f"{kernel}: {name} has type {kind}, expected one of {', '.join(SCALARS)}")
-        size = compile(" * ".join(f"({part})" for part in shape[1].split(",")), name, "eval") if pointer else None
-        text = shape[0] if pointer else ""
+        if shape and pointer:
+            size, text = compile(" * ".join(f"({part})" for part in shape[1].split(",")), name, "eval"), shape[0]
+        else:
+            size, text = None, ""
         aligned = re.search(r"aligned(?: to (\d+))?", comment)
         alignment = int(aligned[1] or 0) if aligned else None
         parameters.append(Parameter(name, kind, size, text, "or null" in comment, alignment))
@@ -114,11 +116,12 @@ def program(file: str, **defines: str | int) -> Mapping[str, Kernel]:
 class Kernel:
     """A kernel that checks its arguments. It is compiled when it is first launched."""
 
-    def __init__(self, name: str, parameters: list[Parameter], module: object, activation: str, vector: int):
+    def __init__(self, name: str, parameters: list[Parameter], module: Any, activation: str, vector: int):
         self.name, self.parameters, self.vector = name, parameters, vector
         self._types = {p.name: np.dtype(POINTERS[activation if p.type == "activation" else p.type])
                        for p in parameters if p.shape is not None}  # fmt: skip
-        self._module, self._function = module, None
+        self._module = module
+        self._function: Any = None
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], **arguments: Array | float | None) -> None:
         """Launch on the current stream: `grid` blocks of `block` threads, both (x, y, z) or shorter.
@@ -136,7 +139,8 @@ class Kernel:
         numbers = {p.name: self._number(p, arguments) for p in self.parameters if p.shape is None}
         sizes = {name: value.item() for name, value in numbers.items()}
         values = [
-            numbers[p.name] if p.shape is None else self._array(p, arguments[p.name], sizes) for p in self.parameters
+            numbers[p.name] if p.shape is None else self._array(p, p.shape, arguments[p.name], sizes)
+            for p in self.parameters
         ]
         if self._function is None:
             self._function = self._module.get_function(self.name)
@@ -151,7 +155,7 @@ class Kernel:
         except (TypeError, OverflowError) as error:
             raise TypeError(f"{self.name}: {p.name} is {value!r}, expected a number of type {p.type}") from error
 
-    def _array(self, p: Parameter, array: Array | None, sizes: Mapping[str, float]) -> Array | int:
+    def _array(self, p: Parameter, shape: CodeType, array: Array | None, sizes: Mapping[str, float]) -> Array | int:
         if array is None:
             if p.optional:
                 return 0  # the null pointer, passed as a 64-bit integer
@@ -162,7 +166,7 @@ class Kernel:
             )
         if array.dtype != self._types[p.name]:
             raise TypeError(f"{self.name}: {p.name} has dtype {array.dtype}, the kernel takes {self._types[p.name]}")
-        size = eval(p.shape, {}, sizes)
+        size = eval(shape, {}, sizes)
         if array.size != size:
             raise ValueError(
                 f"{self.name}: {p.name} has shape {array.shape}, the kernel takes {size} elements: {p.text}"

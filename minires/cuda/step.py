@@ -58,8 +58,7 @@ class DeviceStep:
         self._recorder = Recorder()
         self._results = module_of(optimizer.flat).empty((READ_EVERY, 2), dtype="float32")
         self._done = 0
-        self._x: Array | None = None  # the graph's own input, and its labels
-        self._y: Array | None = None
+        self._inputs: tuple[Array, Array] | None = None  # the graph's own: images and labels
         self._loss: Array | None = None
         self._logits: Array | None = None
         self._outputs: tuple[Array | None, Array | None] = None, None  # the loss and logits that the graph writes
@@ -89,7 +88,7 @@ class DeviceStep:
         self.optimizer.lr = lr
         self.optimizer.advance()
         try:
-            if not self.graph or (self._x is not None and self._x.shape != x.shape):
+            if not self.graph or (self._inputs is not None and self._inputs[0].shape != x.shape):
                 self._run(x, y)
             else:
                 self._run_recorded(x, y)
@@ -114,28 +113,29 @@ class DeviceStep:
         self._loss, self._logits = loss.data, logits.data
 
     def _run_recorded(self, x: Array, y: Array) -> None:
-        if self._x is None:
-            self._x, self._y = module_of(x).empty(x.shape, dtype=x.dtype), module_of(y).empty(y.shape, dtype=y.dtype)
-        self._x[...], self._y[...] = x, y
+        if self._inputs is None:
+            self._inputs = module_of(x).empty(x.shape, dtype=x.dtype), module_of(y).empty(y.shape, dtype=y.dtype)
+        own_x, own_y = self._inputs
+        own_x[...], own_y[...] = x, y
         if self._done < WARM_UP:
             with self._recorder.memory():
-                self._run(self._x, self._y)
+                self._run(own_x, own_y)
             return
-        if not self._recorder.recorded and not self._record():
+        if not self._recorder.recorded and not self._record(own_x, own_y):
             self._recorder.free_unused()
             self._run(x, y)
             return
         self._recorder.replay()
         self._loss, self._logits = self._outputs
 
-    def _record(self) -> bool:
-        """Record the step. Without graph=True a failure returns False and turns the graph off.
+    def _record(self, x: Array, y: Array) -> bool:
+        """Record the step on x and y. Without graph=True a failure returns False and turns the graph off.
 
         Recording runs nothing: a failed one leaves weights, statistics and counts on the device unchanged.
         """
         self._loss = self._logits = None  # the recording needs their memory
         try:
-            self._recorder.record(lambda: self._run(self._x, self._y))
+            self._recorder.record(lambda: self._run(x, y))
         except RecordingError as error:
             if self._must_record:
                 raise

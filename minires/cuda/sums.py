@@ -23,7 +23,7 @@ def column_sum(x: Array) -> Array:
 
 def sum_parts(partials: Array, out: Array | None = None) -> Array:
     """(parts, ...) float32 -> (...): the sum over the first axis, in order; into `out` if given."""
-    out = module_of(partials).empty(partials.shape[1:], dtype="float32") if out is None else out
-    kernel = program("sums")["sum_parts"]
-    kernel((-(-out.size // THREADS),), (THREADS,), partials=partials, out=out, parts=len(partials), size=out.size)
-    return out
+    total = module_of(partials).empty(partials.shape[1:], dtype="float32") if out is None else out
+    kernel, size = program("sums")["sum_parts"], total.size
+    kernel((-(-size // THREADS),), (THREADS,), partials=partials, out=total, parts=len(partials), size=size)
+    return total

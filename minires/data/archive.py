@@ -51,6 +51,7 @@ def extract(archive: Path, folder: Path, files: Mapping[str, int]) -> None:
                         f"expected at most {files[name]:,}"
                     )
                 source = tar.extractfile(member)
+                assert source is not None  # as of every plain file
                 with source, (temporary / name).open("wb") as target:
                     shutil.copyfileobj(source, target, CHUNK)
                 missing.remove(name)

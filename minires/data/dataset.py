@@ -6,7 +6,7 @@ Reading order: after optim/schedules.py. Next: augment.py.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,11 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     val_images: Images = None  # None becomes an empty part
-    val_labels: np.ndarray = None
+    val_labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         if self.val_images is None:
             object.__setattr__(self, "val_images", self.train_images[:0])
-            object.__setattr__(self, "val_labels", self.train_labels[:0])
         image, channels = self.train_images.shape[1:], len(self.mean)
         for part in ("train", "val", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
@@ -83,11 +82,11 @@ class Dataset:
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels):
             digest.update(f"{array.dtype} {array.shape}".encode())
-            files = hasattr(array, "fingerprint")
-            digest.update(array.fingerprint() if files else np.ascontiguousarray(array).data)
+            of_files = getattr(array, "fingerprint", None)  # Pictures have one
+            digest.update(of_files() if of_files else np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
-    def notes(self, image_size: int | None = None) -> dict[str, object]:
+    def notes(self, image_size: int | None = None) -> dict[str, Any]:
         """What `minires predict` has to know of the training images, to go with the weights: `mr.save_weights(model,
         path, notes=dataset.notes())`. The name, the classes, mean, std, and the size, or `image_size` if resized."""
         height, width = self.train_images.shape[1:3]

@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -102,7 +103,7 @@ def folder(
         few = np.random.default_rng(0).permutation(len(paths["train"]))[:SAMPLE]
         sample = Pictures(paths["train"], image_size or SAMPLE_SIZE, channels)[few]
     mean, std = mean_and_std(sample)
-    arrays = {f"{part}_images": images[part] for part in PARTS}
+    arrays: dict[str, Any] = {f"{part}_images": images[part] for part in PARTS}
     arrays |= {f"{part}_labels": np.array(labels[part], np.int64) for part in PARTS}
     return Dataset(name, classes=classes, mean=mean, std=std, **arrays)
 
@@ -283,7 +284,7 @@ def mean_and_std(images: np.ndarray | Pictures) -> tuple[tuple[float, ...], tupl
     files = isinstance(images, Pictures)
     histograms = in_threads(histogram, indices, "measuring colours") if files else map(histogram, indices)
     values, mean, std = np.arange(256) / 255, [], []
-    for of_channel in sum(histograms):
+    for of_channel in sum(histograms, np.zeros(256, np.int64)):
         share = of_channel / of_channel.sum()
         mean.append(float(share @ values))
         std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1 / 255))

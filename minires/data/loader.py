@@ -9,6 +9,7 @@ Reading order: after augment.py. Next: train/evaluate.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,16 @@ from minires.device import Array, to_device
 # The generators are seeded with [seed, purpose, epoch, ...]. NumPy pads a short seed with zeros: [s, e] is [s, e, 0].
 # Without the purpose the order of an epoch would come from the same numbers as the crops of its batch 0.
 ORDER, CROPS = 1, 2
+
+
+class Batches(Protocol):
+    """What `train.fit` and `train.evaluate` take: a `Loader`, or a class of your own."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """The batches (x, y) of an epoch (0, 1, 2, ...), from batch `start` on."""
+        ...
 
 
 class Loader:

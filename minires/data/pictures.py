@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -111,7 +111,7 @@ class Pictures:
 
     dtype, ndim = np.dtype(np.uint8), 4
 
-    def __init__(self, paths: Sequence[str | Path], size: int | None = None, channels: int = 3):
+    def __init__(self, paths: Sequence[str | Path] | np.ndarray, size: int | None = None, channels: int = 3):
         self.paths = np.array([str(path) for path in paths], dtype=object)
         self.size, self.channels = size, channels
 
@@ -125,6 +125,10 @@ class Pictures:
     def __repr__(self) -> str:
         return f"Pictures({len(self)} files, {self.shape[1:]})"
 
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice | np.ndarray | list) -> Pictures: ...
     def __getitem__(self, index: Any) -> np.ndarray | Pictures:
         chosen = self.paths[index]
         if isinstance(chosen, str):

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -118,7 +119,7 @@ def _read(path: Path, sizes: dict[str, int], log: Callable[[str], None]) -> dict
         return None
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], log: Callable[[str], None]) -> None:
+def _write(path: Path, arrays: dict[str, Any], log: Callable[[str], None]) -> None:
     temporary = None  # with a name of its own: several runs may draw at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 from minires.data.dataset import DataError, Dataset
 
 
-def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
+def held_out(names: Sequence[str] | np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which of the images of a class are kept aside, by their `names`: bool (n,).
 
     A share of them, rounded; at least one image is kept aside, and at least one is not. An image is chosen for the hash

@@ -85,8 +85,9 @@ def load(
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    reader: Any = window  # genops asks for a file, and uses its read, readline and tell
     try:
-        for opcode, argument, _ in pickletools.genops(window):
+        for opcode, argument, _ in pickletools.genops(reader):
             window.spend(OPCODE_COST + sys.getsizeof(argument))
             if opcode.name == "STOP":
                 (value,) = stack

@@ -24,7 +24,7 @@ def as_tensor(value: Tensor | Array | float, like: Tensor) -> Tensor:
         raise TypeError(f"expected a Tensor, an array or a number beside a Tensor, got {value!r:.50}")
     if isinstance(value, (list, tuple)):
         Tensor(value)  # refuses tensors in a list
-    if getattr(value, "ndim", None) is None or value.ndim == 0:
+    if getattr(value, "ndim", 0) == 0:
         fits = like.dtype.kind not in "iub" or (isinstance(value, int) and like.dtype.kind != "b")
         return Tensor(module_of(like.data).asarray(value, dtype=like.dtype if fits else None))
     return Tensor(value)
@@ -108,12 +108,13 @@ def negative(a: Tensor) -> Tensor:
     return Tensor.from_op(-a.data, (a,), backward)
 
 
-def power(a: Tensor, exponent: float) -> Tensor:
+def power(a: Tensor, exponent: Array | float) -> Tensor:
     """a ** exponent, for a constant exponent. The gradient is exponent * a ** (exponent - 1)."""
     check_tensor("power", a)
     if getattr(exponent, "ndim", 0) != 0 or isinstance(exponent, Tensor):
         raise TypeError("power: the exponent must be a number; write exp(log(a) * b) for a tensor exponent")
-    exponent = exponent.item() if hasattr(exponent, "item") else exponent  # np.float64(2) would make float64 of float32
+    as_number = getattr(exponent, "item", None)  # of NumPy's numbers: np.float64(2) would make float64 of float32
+    exponent = as_number() if as_number else exponent
 
     def backward(dy: Array) -> tuple[Array]:
         if exponent == 0:  # 0 * a**-1 would be 0 * inf at a = 0

@@ -58,13 +58,13 @@ def check_conv2d(
     groups: int,
 ) -> Geometry:
     """The convolution's numbers as pairs, for arrays of these shapes; raises the `ValueError` of conv2d."""
-    geometry = Geometry(
-        weight[:2], pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)
-    )
     if len(x) != 4 or len(weight) != 4:
         raise ValueError(
             f"conv2d: input has shape {x} and the weight {weight}, expected (N,H,W,C) and (kh,kw,C/groups,O)"
         )
+    geometry = Geometry(
+        weight[:2], pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1)
+    )
     channels, outputs = weight[2] * groups, weight[3]
     if groups < 1 or outputs % groups:
         raise ValueError(f"conv2d: groups is {groups}, expected a divisor of the weight's {outputs} output channels")

@@ -16,15 +16,15 @@ from minires.tensor import Tensor
 
 def cross_entropy(
     logits: Tensor,
-    labels: Array | Tensor,
+    labels: Array,
     label_smoothing: float = 0.0,
-    weight: Array | Tensor | None = None,
+    weight: Array | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
     """The mean over the batch of -sum_k target_k log softmax(logits)_k, a scalar.
 
-    logits (N, K); labels (N,) integers in 0..K-1. The target is 1 - s + s/K for the true class and s/K for
-    the others, where s is `label_smoothing` (Szegedy et al. 2015, section 7).
+    logits (N, K); labels (N,) integers in 0..K-1, in an array, a list or a Tensor. The target is 1 - s + s/K for the
+    true class and s/K for the others, where s is `label_smoothing` (Szegedy et al. 2015, section 7).
 
     weight        (K,), for rare classes: the term of class k counts weight[k] times, and the mean is divided by the sum
                   of the labels' weights, not by N, as in PyTorch

@@ -81,14 +81,14 @@ def sigmoid(x: Tensor) -> Tensor:
     return Tensor.from_op(y, (x,), backward)
 
 
-def where(condition: Tensor | Array | bool, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+def where(condition: Tensor | Array, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
     """a where `condition` is true, else b, with broadcasting; a or b is a Tensor. The other one gets no gradient there.
 
     Raises `TypeError` for a condition that is not of booleans, such as x > 0.
     """
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        raise TypeError(f"where: got {type(a).__name__} and {type(b).__name__}, expected a Tensor as one of them")
     like = a if isinstance(a, Tensor) else b
+    if not isinstance(like, Tensor):
+        raise TypeError(f"where: got {type(a).__name__} and {type(b).__name__}, expected a Tensor as one of them")
     a, b = as_tensor(a, like), as_tensor(b, like)
     xp = module_of(like.data)
     condition = xp.asarray(condition.data if isinstance(condition, Tensor) else condition)
@@ -169,7 +169,7 @@ def mse_loss(prediction: Tensor, target: Tensor | Array) -> Tensor:
     return mean(multiply(deviation, deviation))
 
 
-def weighted_cross_entropy(logits: Tensor, labels: Array, label_smoothing: float, weight: Array | Tensor) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, labels: Array, label_smoothing: float, weight: Array) -> Tensor:
     """`cross_entropy` with a `weight` (K,), for logits (N, K) and labels (N,) that it has checked."""
     xp, (n, classes) = module_of(logits.data), logits.shape
     weight = weight.data if isinstance(weight, Tensor) else weight

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from minires.device import Array
 from minires.functional import activation, arithmetic, more, reduction, shape
 from minires.functional.arithmetic import add, as_tensor, divide, matmul, multiply, power, subtract
 from minires.tensor import Tensor, is_grad_enabled
+
+Operand = Tensor | Array | float  # beside a Tensor
 
 
 def reflected(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Array | float], Tensor]:
@@ -26,10 +28,10 @@ def reflected(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor
     return method
 
 
-def comparison(compare: Callable) -> Callable[[Tensor, Tensor | Array | float], Tensor]:
+def comparison(compare: Callable) -> Callable[[Tensor, Operand], Tensor]:
     """The operator a == b, a < b, ... for Tensors, by `compare` for arrays: a Tensor of booleans without a gradient."""
 
-    def method(a: Tensor, b: Tensor | Array | float) -> Tensor:
+    def method(a: Tensor, b: Operand) -> Tensor:
         # A number stays a number: NumPy compares bytes with 300, and float32 with 0.1, as one would.
         other = b if isinstance(b, (bool, int, float)) else as_tensor(b, a).data
         return Tensor(compare(a.data, other))
@@ -37,7 +39,9 @@ def comparison(compare: Callable) -> Callable[[Tensor, Tensor | Array | float], 
     return method
 
 
-def in_place(symbol: str, operation: Callable[[Tensor, Tensor], Tensor], change: Callable) -> Callable:
+def in_place(
+    symbol: str, operation: Callable[[Tensor, Operand], Tensor], change: Callable
+) -> Callable[[Tensor, Operand], Tensor]:
     """The operator called `symbol`, such as "-=". In Python `a -= b` gives the name a to a new object, here to the
     tensor `operation(a, b)`.
 
@@ -45,7 +49,7 @@ def in_place(symbol: str, operation: Callable[[Tensor, Tensor], Tensor], change:
     place, by `change(array, array)`, under `no_grad`, as in PyTorch; elsewhere the operator raises `RuntimeError`.
     """
 
-    def method(a: Tensor, b: Tensor | Array | float) -> Tensor:
+    def method(a: Tensor, b: Operand) -> Tensor:
         is_weight = a.node is None and (a.requires_grad or type(a) is not Tensor)  # a Parameter may be frozen
         if not is_weight:
             return operation(a, b)
@@ -125,7 +129,8 @@ class Operators:
     __imatmul__ = in_place("@=", matmul, operator.imatmul)
     __lt__, __le__ = comparison(operator.lt), comparison(operator.le)
     __gt__, __ge__ = comparison(operator.gt), comparison(operator.ge)
-    __eq__, __ne__ = comparison(operator.eq), comparison(operator.ne)
+    __eq__: ClassVar[Callable[[Tensor, Operand], Tensor]] = comparison(operator.eq)
+    __ne__: ClassVar[Callable[[Tensor, Operand], Tensor]] = comparison(operator.ne)
     __and__, __or__ = comparison(operator.and_), comparison(operator.or_)  # of masks
     __invert__ = lambda self: Tensor(~self.data)  # noqa: E731
     __array_function__, __format__ = on_arrays, formatted
@@ -136,4 +141,8 @@ class Operators:
     reshape, transpose, flatten, squeeze = shape.reshape, shape.transpose, shape.flatten, more.squeeze
     sum, mean, max, var, argmax = reduction.sum, reduction.mean, reduction.max, more.var, more.argmax
     abs, clip, tanh, sigmoid = more.abs, more.clip, more.tanh, more.sigmoid
-    T = property(shape.transpose, doc="All axes reversed.")
+
+    @property
+    def T(self: Any) -> Tensor:
+        """All axes reversed."""
+        return shape.transpose(self)

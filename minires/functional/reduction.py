@@ -5,6 +5,8 @@ Reading order: after shape.py. Next: reference.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minires.device import Array, module_of
@@ -12,7 +14,7 @@ from minires.functional.arithmetic import check_tensor, multiply
 from minires.functional.shape import count_axes
 from minires.tensor import Tensor
 
-Axis = int | tuple[int, ...] | None
+Axis = int | Sequence[int] | None
 
 
 def reduced_axes(x: Tensor, axis: Axis) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def count_axes(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis % x.ndim for axis in axes)
 
 
-def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> Tensor:
+def reshape(x: Tensor, *shape: int | Sequence[int]) -> Tensor:
     """The same numbers in a new shape; one axis may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
     check_tensor("reshape", x)
     new_shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
@@ -49,10 +49,10 @@ def flatten(x: Tensor, start_axis: int = 0) -> Tensor:
     return reshape(x, (*kept, math.prod(x.shape[len(kept) :])))  # not -1, which is ambiguous for an empty batch
 
 
-def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> Tensor:
+def transpose(x: Tensor, *axes: int | Sequence[int]) -> Tensor:
     """The axes permuted, `transpose(x, 2, 0, 1)`, or reversed, `transpose(x)`."""
     check_tensor("transpose", x)
-    order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    order: Any = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     order = count_axes(x, order) or tuple(reversed(range(x.ndim)))
     if sorted(order) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes {axes} are not an order of the axes of shape {x.shape}")

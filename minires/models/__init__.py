@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires import nn
 from minires.models import resnet, resnet_cifar
 from minires.models.pretrained import imagenet_classes
 from minires.models.recognise import from_state_dict, from_weights
@@ -27,7 +26,7 @@ DEPTHS = (*resnet_cifar.DEPTHS, *resnet.CONFIGURATIONS)
 
 def build(
     depth: int, num_classes: int | None = None, stem: str | None = None, shortcut: bool = True, **options: Any
-) -> nn.Module:
+) -> ResNet | CifarResNet:
     """The network of `depth` layers: resnet18(...), resnet20(...) and so on, whose defaults hold for None.
 
     num_classes  default: 1000 for depths 18 ... 152, 10 for 20 ... 1202

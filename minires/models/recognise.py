@@ -9,16 +9,19 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minires import nn
-from minires.models import resnet, resnet_cifar
+from minires.models import resnet
 from minires.models.pretrained import Zeros, translate
+from minires.models.resnet import ResNet
+from minires.models.resnet_cifar import CifarResNet
 from minires.weights import WeightsError, load_weights, read_metadata
 
 
-def from_weights(path: str | Path, log: Callable[[str], None] = print) -> nn.Module:
+def from_weights(path: str | Path, log: Callable[[str], None] = print) -> ResNet | CifarResNet:
     """The network whose weights are in the file at `path`, with them.
 
     A plain CIFAR network has the names and shapes of a residual one; it is told by the note that its training left in
@@ -39,7 +42,7 @@ def _noted_as_plain(path: Path) -> bool:
         return False
 
 
-def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> nn.Module:
+def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> ResNet | CifarResNet:
     """The ResNet (18 ... 152 or 20 ... 1202) that `state` belongs to, with its weights.
 
     shortcut  False for a plain network of 20 ... 1202 layers, which has the names and shapes of a residual one
@@ -55,12 +58,12 @@ def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> n
     if len(first) != 4 or len(last) != 2 or not counts:
         raise ValueError(f"not the weights of a ResNet: its names are like {', '.join(list(state)[:3]) or '(none)'}")
     classes = last[0]
-    options = {"in_channels": first[1], "generator": Zeros()}
+    options: dict[str, Any] = {"in_channels": first[1], "generator": Zeros()}
     if blocks[4] == 0:
-        depths = {(n, n, n): 6 * n + 2 for n in range(1, 201)}
+        depths: dict[tuple[int, ...], int] = {(n, n, n): 6 * n + 2 for n in range(1, 201)}
         if counts not in depths:
             raise ValueError(f"a ResNet with {counts} blocks, expected three stages of n blocks each")
-        model = resnet_cifar.CifarResNet(depths[counts], classes, shortcut=shortcut, **options)
+        model = CifarResNet(depths[counts], classes, shortcut=shortcut, **options)
     else:
         block = resnet.Bottleneck if "layer1.0.conv3.weight" in state else resnet.BasicBlock
         if (block, counts) not in resnet.CONFIGURATIONS.values():
@@ -68,7 +71,7 @@ def from_state_dict(state: Mapping[str, np.ndarray], shortcut: bool = True) -> n
         stem = "imagenet" if first[2:] == (7, 7) else "cifar"
         # Only residual networks have projections where a stage begins.
         shortcut = "layer2.0.downsample.0.weight" in state
-        model = resnet.ResNet(block, counts, classes, stem, shortcut, **options)
+        model = ResNet(block, counts, classes, stem, shortcut, **options)
     model.load_state_dict(state)
     return model
 

@@ -34,13 +34,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import minires.functional as F
 from minires import nn
 from minires.models import pretrained
+from minires.models.pretrained import Weights
 from minires.nn.layers import Layers
 from minires.tensor import Tensor
 
@@ -87,7 +88,7 @@ class ProjectionBlock(Block):
         if self.downsample is None:
             return x
         conv, norm = self.downsample
-        return nn.branch(x, [(conv, norm)], relu=False)
+        return nn.branch(x, [(conv, norm)], relu=False)  # pyright: ignore[reportArgumentType] # Sequential says Module
 
 
 class BasicBlock(ProjectionBlock):
@@ -161,6 +162,11 @@ class ResNet(nn.Module):
     Convolutions start as He et al. 2015 (arXiv 1502.01852), fan-out mode, as torchvision does.
     """
 
+    layer1: nn.Sequential  # of blocks
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
@@ -233,6 +239,7 @@ def initialise(model: nn.Module, zero_init_last: bool, generator: np.random.Gene
             nn.init.kaiming_normal_(module.weight, "fan_out", generator)
         elif isinstance(module, Block) and zero_init_last:
             _, last_norm = module.layers()[-1]
+            assert isinstance(last_norm, nn.BatchNorm2d)  # not folded away
             nn.init.constant_(last_norm.weight, 0.0)
 
 
@@ -245,7 +252,7 @@ CONFIGURATIONS = {
 }
 
 
-def resnet18(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
+def resnet18(num_classes: int = 1000, stem: str = "imagenet", weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-18; `options` are those of `ResNet`.
 
     weights  "imagenet" for torchvision's, which are downloaded once, or the path of any file: see pretrained.py
@@ -253,25 +260,25 @@ def resnet18(num_classes: int = 1000, stem: str = "imagenet", weights: str | Pat
     return _resnet(18, num_classes, stem, weights, options)
 
 
-def resnet34(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
+def resnet34(num_classes: int = 1000, stem: str = "imagenet", weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-34; see `resnet18`."""
     return _resnet(34, num_classes, stem, weights, options)
 
 
-def resnet50(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
+def resnet50(num_classes: int = 1000, stem: str = "imagenet", weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-50; see `resnet18`."""
     return _resnet(50, num_classes, stem, weights, options)
 
 
-def resnet101(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
+def resnet101(num_classes: int = 1000, stem: str = "imagenet", weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-101; see `resnet18`."""
     return _resnet(101, num_classes, stem, weights, options)
 
 
-def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: str | Path | None = None, **options) -> ResNet:
+def resnet152(num_classes: int = 1000, stem: str = "imagenet", weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-152; see `resnet18`."""
     return _resnet(152, num_classes, stem, weights, options)
 
 
-def _resnet(depth: int, num_classes: int, stem: str, weights: str | Path | None, options: dict) -> ResNet:
+def _resnet(depth: int, num_classes: int, stem: str, weights: Weights, options: dict) -> ResNet:
     return pretrained.with_weights(partial(ResNet, *CONFIGURATIONS[depth], num_classes, stem), depth, weights, options)

@@ -25,13 +25,14 @@ Reading order: after resnet.py. Next: optim/optimizer.py.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import minires.functional as F
 from minires import nn
 from minires.models import pretrained
+from minires.models.pretrained import Weights
 from minires.models.resnet import Block, initialise
 from minires.nn.layers import Layers
 from minires.tensor import Tensor
@@ -74,6 +75,10 @@ class CifarResNet(nn.Module):
     in_channels     of the images: 3 for colour, 1 for grey. `input_shape` is their usual (H, W, C)
     """
 
+    layer1: nn.Sequential  # of CifarBlocks
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self,
         depth: int,
@@ -112,35 +117,35 @@ class CifarResNet(nn.Module):
         return self.fc(F.global_avg_pool2d(self.features(x)["c4"]))
 
 
-def resnet20(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+def resnet20(num_classes: int = 10, weights: Weights = None, **options: Any) -> CifarResNet:
     """ResNet-20; `weights` is the path of a file to start from, `options` are those of `CifarResNet`."""
     return _resnet(20, num_classes, weights, options)
 
 
-def resnet32(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+def resnet32(num_classes: int = 10, weights: Weights = None, **options: Any) -> CifarResNet:
     """ResNet-32."""
     return _resnet(32, num_classes, weights, options)
 
 
-def resnet44(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+def resnet44(num_classes: int = 10, weights: Weights = None, **options: Any) -> CifarResNet:
     """ResNet-44."""
     return _resnet(44, num_classes, weights, options)
 
 
-def resnet56(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+def resnet56(num_classes: int = 10, weights: Weights = None, **options: Any) -> CifarResNet:
     """ResNet-56."""
     return _resnet(56, num_classes, weights, options)
 
 
-def resnet110(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+def resnet110(num_classes: int = 10, weights: Weights = None, **options: Any) -> CifarResNet:
     """ResNet-110."""
     return _resnet(110, num_classes, weights, options)
 
 
-def resnet1202(num_classes: int = 10, weights: str | Path | None = None, **options) -> CifarResNet:
+def resnet1202(num_classes: int = 10, weights: Weights = None, **options: Any) -> CifarResNet:
     """ResNet-1202."""
     return _resnet(1202, num_classes, weights, options)
 
 
-def _resnet(depth: int, num_classes: int, weights: str | Path | None, options: dict) -> CifarResNet:
+def _resnet(depth: int, num_classes: int, weights: Weights, options: dict) -> CifarResNet:
     return pretrained.with_weights(partial(CifarResNet, depth, num_classes), depth, weights, options)

@@ -14,9 +14,10 @@ from collections import Counter
 from itertools import pairwise
 
 from minires import nn
+from minires.nn.module import M
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: M) -> M:
     """A copy of `model` for inference, in evaluation mode, with every batch norm folded into its convolution.
 
     A batch norm belongs to the convolution directly before the batch norm among a module's attributes (conv1, bn1,

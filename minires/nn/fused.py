@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
 from minires import kernels
 from minires.device import Array
@@ -22,6 +22,8 @@ from minires.nn.layers import BatchNorm2d, Conv2d, FoldedBatchNorm2d, Layers
 from minires.nn.module import Module
 from minires.reference import Geometry, output_size
 from minires.tensor import Tensor, is_grad_enabled
+
+TrainingLayers = Sequence[tuple[Conv2d, BatchNorm2d]]  # that a fused branch can train
 
 
 class BranchLayer(NamedTuple):
@@ -58,6 +60,7 @@ class BranchBackward(Protocol):
         None.
         `out` has for each gradient in the list an array to put the gradient into, or None for a new one.
         """
+        ...
 
 
 class Branch(Protocol):
@@ -67,6 +70,7 @@ class Branch(Protocol):
         self, x: Array, layers: Sequence[BranchLayer], shortcut: Array | None, relu: bool
     ) -> tuple[Array, list[tuple[Array, Array]], BranchBackward]:
         """z (N,Ho,Wo,O); the mean and the biased variance (O,) of each layer's batch; the function of the gradients."""
+        ...
 
 
 class EvaluateBranch(Protocol):
@@ -74,6 +78,7 @@ class EvaluateBranch(Protocol):
 
     def __call__(self, x: Array, layers: Sequence[InferenceLayer], shortcut: Array | None, relu: bool) -> Array:
         """z (N,Ho,Wo,O)."""
+        ...
 
 
 def fused_branch(x: Tensor, layers: Layers, shortcut: Tensor | None, relu: bool) -> Tensor | None:
@@ -85,29 +90,35 @@ def fused_branch(x: Tensor, layers: Layers, shortcut: Tensor | None, relu: bool)
     backend = kernels.of(x.data, layers[0][0].weight.data, None if shortcut is None else shortcut.data)
     if Module._observers or (shortcut is not None and kernels.of(shortcut.data) is not backend):
         return None
-    if is_grad_enabled() and all(_is_training_pair(*pair) for pair in layers):
+    if is_grad_enabled() and _are_for_training(layers):
         return _train(backend.branch, x, layers, shortcut, relu)
     if not is_grad_enabled() and all(_is_inference_pair(*pair) for pair in layers):
         return _infer(backend.evaluate_branch, x, layers, shortcut, relu)
     return None
 
 
-def _is_training_pair(conv: Module, norm: Module) -> bool:
-    plain = type(conv) is Conv2d and conv.groups == 1 and conv.bias is None
-    return plain and type(norm) is BatchNorm2d and norm.uses_batch
+def _are_for_training(layers: Layers) -> TypeGuard[TrainingLayers]:
+    return all(
+        type(conv) is Conv2d
+        and conv.groups == 1
+        and conv.bias is None
+        and type(norm) is BatchNorm2d
+        and norm.uses_batch
+        for conv, norm in layers
+    )
 
 
-def _is_inference_pair(conv: Module, norm: Module) -> bool:
+def _is_inference_pair(conv: Conv2d, norm: BatchNorm2d | FoldedBatchNorm2d) -> bool:
     plain = type(conv) is Conv2d and conv.groups == 1
     if plain and type(norm) is BatchNorm2d:
         return conv.bias is None and not norm.uses_batch
     return plain and type(norm) is FoldedBatchNorm2d and conv.bias is not None
 
 
-def _train(compute: Branch, x: Tensor, layers: Layers, shortcut: Tensor | None, relu: bool) -> Tensor:
+def _train(compute: Branch, x: Tensor, layers: TrainingLayers, shortcut: Tensor | None, relu: bool) -> Tensor:
     """The branch in training mode, by a backend's `branch`: the checks before it, the tape behind it."""
     described, counts = [], []
-    for (conv, norm), geometry, shape in _checked(x, layers, shortcut):
+    for (conv, norm), (geometry, shape) in zip(layers, _checked(x, layers, shortcut)):
         vectors = (norm.weight.shape, norm.bias.shape, norm.running_mean.shape, norm.running_var.shape)
         try:
             check_batch_norm(shape, *vectors, training=True)
@@ -140,25 +151,27 @@ def _infer(compute: EvaluateBranch, x: Tensor, layers: Layers, shortcut: Tensor 
     """The branch in inference, by a backend's `evaluate_branch`: batch norm by its running statistics, or folded into
     the convolution."""
     described = []
-    for (conv, norm), geometry, _ in _checked(x, layers, shortcut):
-        scale, shift = norm.scale_and_shift() or (None, conv.bias.data)
+    for (conv, norm), (geometry, _) in zip(layers, _checked(x, layers, shortcut)):
+        if isinstance(norm, BatchNorm2d):
+            scale, shift = norm.scale_and_shift()
+        else:
+            assert conv.bias is not None  # `fold` has put the shift there
+            scale, shift = None, conv.bias.data
         described.append(InferenceLayer(conv.weight.data, geometry, scale, shift))
     return Tensor(compute(x.data, described, None if shortcut is None else shortcut.data, relu))
 
 
-def _checked(
-    x: Tensor, layers: Layers, shortcut: Tensor | None
-) -> list[tuple[tuple[Module, Module], Geometry, tuple[int, ...]]]:
-    """(pair, geometry, shape of the output) of each layer, after the checks that its operations would make."""
+def _checked(x: Tensor, layers: Layers, shortcut: Tensor | None) -> list[tuple[Geometry, tuple[int, ...]]]:
+    """(geometry, shape of the output) of each layer, after the checks that its operations would make."""
     checked, shape = [], x.shape
-    for conv, norm in layers:
+    for conv, _ in layers:
         try:
             geometry = check_conv2d(shape, conv.weight.shape, None, conv.stride, conv.padding, conv.dilation, 1)
         except ValueError as error:
             arises_in(conv, error)
             raise
         shape = (shape[0], *output_size(shape, *geometry), conv.weight.shape[3])
-        checked.append(((conv, norm), geometry, shape))
+        checked.append((geometry, shape))
     if shortcut is not None and shortcut.shape != shape:
         raise ValueError(f"nn.branch: the shortcut has shape {shortcut.shape}, the branch ends in {shape}")
     return checked

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
@@ -133,10 +133,6 @@ class FoldedBatchNorm2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x."""
         return x
-
-    def scale_and_shift(self) -> None:
-        """None: there is no scale left, and the shift is the convolution's bias."""
-        return
 
 
 Layers = Sequence[tuple[Conv2d, BatchNorm2d | FoldedBatchNorm2d]]  # of a residual branch, see branch.py
@@ -266,11 +262,15 @@ class ModuleList(Module):
     def __len__(self) -> int:
         return len(list(self.named_children()))
 
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> ModuleList: ...
     def __getitem__(self, index: int | slice) -> Module:
-        found = list(self)[index]
+        modules = list(self)
         if isinstance(index, slice):
-            return Sequential(*found) if isinstance(self, Sequential) else ModuleList(found)
-        return found
+            return Sequential(*modules[index]) if isinstance(self, Sequential) else ModuleList(modules[index])
+        return modules[index]
 
 
 class Sequential(ModuleList):

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from minires.device import Array, check_device, module_of, to_device
 from minires.nn import advice
 from minires.tensor import Tensor
+
+M = TypeVar("M", bound="Module")  # the class of a module that a method returns
 
 
 class Parameter(Tensor):
@@ -164,13 +166,13 @@ class Module:
         for target, array in arrays:
             target[...] = array  # in place: optimisers hold views
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self: M, mode: bool = True) -> M:
         """Training mode for this module and all below: batch norm uses batch statistics, dropout drops."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self: M) -> M:
         """Evaluation mode: batch norm uses running statistics, dropout does nothing."""
         return self.train(False)
 
@@ -185,7 +187,7 @@ class Module:
             for module, mode in modes.items():
                 module.training = mode
 
-    def to(self, device: str) -> Module:
+    def to(self: M, device: str) -> M:
         """Move all parameters and buffers to `"cpu"` or `"cuda"`. Create optimisers afterwards: they hold views."""
         check_device(device)
         for _, module, attribute in self._named_state():
@@ -197,7 +199,7 @@ class Module:
                 setattr(module, attribute, to_device(value, device))
         return self
 
-    def requires_grad_(self, flag: bool = True) -> Module:
+    def requires_grad_(self: M, flag: bool = True) -> M:
         """Train (True) or freeze (False) all parameters of this module."""
         for _, parameter in self.named_parameters():
             parameter.requires_grad = flag

@@ -10,7 +10,7 @@ import numpy as np
 import minires.functional as F
 from minires.device import Array
 from minires.nn.layers import BatchNorm2d
-from minires.nn.module import Module
+from minires.nn.module import M, Module
 from minires.reference import Pair, pair
 from minires.tensor import Tensor
 
@@ -77,11 +77,12 @@ class CrossEntropyLoss(Module):
 
     def __init__(self, weight: Array | None = None, ignore_index: int = -100, label_smoothing: float = 0.0):
         super().__init__()
-        if isinstance(weight, (Tensor, str)) or not hasattr(ignore_index, "__index__") or np.ndim(weight) > 1:
+        axes = 0 if weight is None else np.ndim(weight)
+        if isinstance(weight, (Tensor, str)) or not hasattr(ignore_index, "__index__") or axes > 1:
             raise TypeError("CrossEntropyLoss: takes its settings; the loss is nn.CrossEntropyLoss()(logits, labels)")
         self.weight, self.ignore_index, self.label_smoothing = weight, ignore_index, label_smoothing
 
-    def forward(self, logits: Tensor, labels: Array | Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Array) -> Tensor:
         """(N,K), (N,) -> a scalar."""
         return F.cross_entropy(logits, labels, self.label_smoothing, self.weight, self.ignore_index)
 
@@ -98,7 +99,7 @@ class MSELoss(Module):
         return F.mse_loss(prediction, target)
 
 
-def freeze_batch_norm(model: Module, frozen: bool = True) -> Module:
+def freeze_batch_norm(model: M, frozen: bool = True) -> M:
     """Keep the statistics, weight and bias of every batch norm in `model`, in training too. Returns the model.
 
     For fine-tuning a pretrained network with batches too small for statistics of their own. frozen=False lets the batch

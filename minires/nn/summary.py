@@ -124,7 +124,7 @@ class Table:
         return f"<table>{line('th', self.head)}{body}</table><p>{html.escape(self.total)}</p>"
 
 
-def summary(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -> Summary:
+def summary(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> Summary:
     """Run one image of zeros, (H, W, C) = input_shape, through `model` and note the output of each layer.
 
     input_shape  of any number of axes, such as (20,) for 20 features; default: the model's own `input_shape`, or else
@@ -144,12 +144,12 @@ def summary(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if not isinstance(output, Tensor) or list(module.named_children()) or isinstance(module, nn.Identity):
             return  # containers are shown through their layers
-        weight = getattr(module, "weight", None)
         macs = 0
         if isinstance(module, nn.Conv2d):
-            macs = output.size * weight.size // weight.shape[3]  # kh*kw*C/groups multiply-adds for each output
+            kh, kw, channels, _ = module.weight.shape
+            macs = output.size * kh * kw * channels  # kh*kw*C/groups multiply-adds for each output
         elif isinstance(module, nn.Linear):
-            macs = output.size * weight.shape[0]
+            macs = output.size * module.weight.shape[0]
         parameters = sum(p.size for p in module.parameters())
         rows.append(Row(names[module], type(module).__name__, output.shape[1:], parameters, macs, 4 * output.size))
 

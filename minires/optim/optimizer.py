@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Optimizer:
             raise TypeError(
                 f"{type(self).__name__}: got the {type(params).__name__} itself, expected model.parameters()"
             )
-        groups = list(params)
+        groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         self.groups = [{**settings, **group, "params": list(group["params"])} for group in groups]
@@ -78,10 +78,10 @@ class Optimizer:
             view = self.flat[begin:end].reshape(p.shape)
             view[...] = p.data
             p.data = view
-            p.grad_buffer = self.flat_grad[begin:end].reshape(p.shape)
+            p.grad_buffer = buffer = self.flat_grad[begin:end].reshape(p.shape)
             if p.grad is not None:
-                p.grad_buffer[...] = p.grad
-                p.grad = p.grad_buffer
+                buffer[...] = p.grad
+                p.grad = buffer
             self._views.append(view)
             self._ends.append(end)
             begin = end
@@ -142,6 +142,7 @@ class Optimizer:
                     "weights in place: w.data[...] = ..."
                 )
             if p.grad is not None and p.grad is not p.grad_buffer:  # the caller assigned p.grad
+                assert p.grad_buffer is not None  # since _flatten
                 p.grad_buffer[...] = p.grad
                 p.grad = p.grad_buffer
         for group, begin, end in self._runs():
@@ -179,7 +180,7 @@ class Optimizer:
         text = "; ".join(", ".join(f"{name}={value!r}" for name, value in group.items()) for group in groups)
         return f"{type(self).__name__}({text})"
 
-    def __reduce_ex__(self, protocol: int) -> NoReturn:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__}: an optimiser cannot be copied or pickled, since the copied parameters would be no "
             "views of its buffer; make a new one for a copied model, and give it this one's state_dict()"

@@ -206,7 +206,8 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
 
     figure = new_figure(12, 5.5, title.replace("$", r"\$"))  # no formulas
     many = colormaps["turbo"].resampled(len(runs))
-    colours = colormaps["tab10"].colors if len(runs) <= 10 else [many(i) for i in range(len(runs))]
+    few = colormaps["tab10"]
+    colours = [few(i) if len(runs) <= 10 else many(i) for i in range(len(runs))]
     left, right = figure.subplots(1, 2)
     for i, run in enumerate(runs):
         epochs = [record["epoch"] for record in run.records]
@@ -219,7 +220,8 @@ def overlay(runs: Sequence[Run], title: str = "", names: Sequence[str] | None = 
     part = " or ".join(TITLES[part] for part in TITLES if part in {run.part for run in runs})
     handles = [Line2D([], [], color=colours[i], label=label) for i, label in enumerate(labels)]
     handles += [
-        Line2D([], [], color="gray", linestyle=s, label=t) for s, t in (("--", "training"), ("-", f"{part} set"))
+        Line2D([], [], color="gray", linestyle="--", label="training"),
+        Line2D([], [], color="gray", linestyle="-", label=f"{part} set"),
     ]
     for axes, name in ((left, "loss (cross-entropy)"), (right, "error in %")):
         axes.set(xlabel="epoch", ylabel=name, ylim=(0, None), xlim=(0, None))

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import minires.functional as F
-from minires.data import Loader
+from minires.data.loader import Batches
 from minires.device import to_device
 from minires.nn import Module
 from minires.tensor import Tensor, no_grad
@@ -52,7 +52,7 @@ class Evaluation:
 
 def evaluate(
     model: Module,
-    batches: Loader,
+    batches: Batches,
     max_seconds: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:

@@ -21,7 +21,7 @@ import numpy as np
 
 import minires.functional as F
 from minires import kernels
-from minires.data import Loader
+from minires.data.loader import Batches
 from minires.device import Array
 from minires.nn import Module
 from minires.optim import Optimizer
@@ -47,8 +47,8 @@ class Interrupted(Exception):
 
 def fit(
     training: Training,
-    train_batches: Loader,
-    test_batches: Loader,
+    train_batches: Batches,
+    test_batches: Batches,
     schedule: Schedule,
     epochs: int,
     *,
@@ -93,15 +93,18 @@ class Step(Protocol):
 
     def active(self) -> AbstractContextManager:
         """The context for all calls of an epoch."""
+        ...
 
     def __call__(self, x: Array, y: Array, lr: float) -> None:
         """Forward, loss, backward, update, for the batch x (N,H,W,C), y (N,) at the learning rate `lr`."""
 
     def read(self) -> list[tuple[float, float]]:
         """(loss, accuracy) of every step since the last `read`, in order."""
+        ...
 
     def explain(self) -> str:
         """In words, the origin of a loss that is not finite."""
+        ...
 
 
 class HostStep:
@@ -153,8 +156,8 @@ class Loop:
     """What does not change while training runs; `fit` describes each field."""
 
     training: Training
-    train_batches: Loader
-    test_batches: Loader
+    train_batches: Batches
+    test_batches: Batches
     schedule: Schedule
     epochs: int
     step: Step
@@ -172,17 +175,16 @@ class Loop:
         while training.epoch < self.epochs:
             self.train_epoch(advice)
             advice = None  # is given in the first epoch, if that is long enough
-            if not self.stop.interrupted:
-                evaluation = self.evaluate()
-            if self.stop.interrupted:  # before or during the evaluation
+            if self.stop.interrupted:
                 break
-            if self.end_epoch(evaluation) or self.stop.reason():
+            evaluation = self.evaluate()
+            if self.stop.interrupted or self.end_epoch(evaluation) or self.stop.reason():
                 break
 
         if evaluation is None and not self.stop.interrupted:
             self.log(f"{training.epoch} epochs are done: nothing is left to train of {self.epochs}")
             evaluation = self.evaluate()
-        if self.stop.interrupted:
+        if self.stop.interrupted or evaluation is None:  # None: interrupted before the first evaluation
             if self.folder:
                 self.folder.save(training)
             raise Interrupted(f"interrupted after step {training.step}")

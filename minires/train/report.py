@@ -197,8 +197,8 @@ def curves(training: Training, title: str) -> Figure:
     left, right = figure.subplots(1, 2)
     records = training.records
     # A step is drawn at its share of the epoch that contains the step.
-    ends = [(0, 0.0)] + [(record["step"], record["epoch"]) for record in records]
-    at = np.interp(np.arange(1, training.step + 1), *zip(*ends))
+    steps, epochs = [0, *(record["step"] for record in records)], [0.0, *(record["epoch"] for record in records)]
+    at = np.interp(np.arange(1, training.step + 1), steps, epochs)
     window = max(training.step // 50, 1)
     for axes, values, scale in ((left, training.losses, 1), (right, training.accuracies, 100)):
         values = scale * np.array(values)
@@ -208,12 +208,11 @@ def curves(training: Training, title: str) -> Figure:
         axes.plot(at[window - 1 :], smooth, color=TRAIN, label=label)
         axes.grid(alpha=0.3)
         axes.set_xlabel("epoch")
-        axes.set_xlim(0, ends[-1][1])
-    epochs = [record["epoch"] for record in records]
+        axes.set_xlim(0, epochs[-1])
     part = watched(records[-1])
     style = {"color": TEST, "marker": "o", "markersize": 4, "label": f"{TITLES[part]} set", "clip_on": False}
-    left.plot(epochs, [record[f"{part}_loss"] for record in records], **style)
-    right.plot(epochs, [100 * record[f"{part}_accuracy"] for record in records], **style)
+    left.plot(epochs[1:], [record[f"{part}_loss"] for record in records], **style)
+    right.plot(epochs[1:], [100 * record[f"{part}_accuracy"] for record in records], **style)
     left.set(ylabel="loss (cross-entropy)", ylim=(0, None))
     right.set(ylabel="accuracy in %", ylim=(0, 100))
     left.legend(loc="upper right")
@@ -235,10 +234,12 @@ def confusion(evaluation: Evaluation, classes: tuple[str, ...], title: str) -> F
     # Shades by the square root: a good model's confusions are a few percent each, and would all look white.
     picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     font = 10 if count <= 20 else 7
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 20 else {"rotation": 90}
-    classes = as_labels(classes)
-    axes.set_xticks(range(count), classes, fontsize=font, **slant)
-    axes.set_yticks(range(count), classes, fontsize=font)
+    slant: dict[str, Any] = (
+        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 20 else {"rotation": 90}
+    )
+    labels = as_labels(classes)
+    axes.set_xticks(range(count), labels, fontsize=font, **slant)
+    axes.set_yticks(range(count), labels, fontsize=font)
     axes.set_xlabel("what the model says")
     axes.set_ylabel("what it is")
     if count <= 20:  # beyond that the numbers would be too small to read

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 
 class Stop:
@@ -29,7 +30,7 @@ class Stop:
         self.steps = 0
         self.interrupted = False
         self._start = time.monotonic()
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         self._start = time.monotonic()

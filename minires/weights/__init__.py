@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def strip_prefixes(
-    state: Mapping[str, np.ndarray], prefix: str | bool, path: Path, log: Callable[[str], None] = print
+    state: Mapping[str, np.ndarray], prefix: str | Literal[True], path: Path, log: Callable[[str], None] = print
 ) -> dict[str, np.ndarray]:
     """`state` without `prefix` (True: without those in PREFIXES, if all names have them), and a word about it to `log`.
 
@@ -137,8 +137,8 @@ def save_weights(
         raise WeightsError(f"{path}: unknown kind of file {path.suffix!r}, expected {', '.join(WRITTEN)}")
     if metadata and path.suffix != ".safetensors":
         raise WeightsError(f"{path}: only a .safetensors file can hold metadata and notes")
-    state = model.state_dict() if hasattr(model, "state_dict") else model
-    state = {name: np.asarray(array) for name, array in state.items()}
+    given = model if isinstance(model, Mapping) else model.state_dict()
+    state: dict[str, Any] = {name: np.asarray(array) for name, array in given.items()}
     for name, array in state.items():
         if type(name) is not str or array.dtype.kind not in "fiubc":
             raise WeightsError(f"{path}: {name!r} is {array.dtype}, expected a name and an array of numbers")

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 import mmap
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+Order = Literal["<", ">"]  # of the bytes of a number: the lowest first, or the highest
 BFLOAT16 = "bfloat16"  # NumPy has no such type: these become float32, exactly
 
 # A file describes its arrays, and a description of one byte can become a Python object of a hundred. So descriptions
@@ -43,7 +45,7 @@ def item_bytes(dtype: str) -> int:
     return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
 
 
-def vector(buffer: memoryview, offset: int, count: int, dtype: str, order: str = "<") -> np.ndarray:
+def vector(buffer: memoryview, offset: int, count: int, dtype: str, order: Order = "<") -> np.ndarray:
     """`count` numbers of type `dtype` from byte `offset` on, as an array (count,).
 
     A view of the buffer if it can be: numbers that are aligned and in this machine's byte order (`order` is the file's,

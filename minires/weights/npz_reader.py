@@ -47,7 +47,7 @@ def read(path: Path, archive: Archive) -> dict[str, np.ndarray]:
             start, size = archive.place(name)
             buffer = archive.buffer[start : start + size]
         else:
-            buffer = memoryview(archive.unpack(name))
+            buffer = archive.unpack(name).data
         arrays[name.removesuffix(".npy")] = _array(path, name, buffer)
     return arrays
 

@@ -29,7 +29,7 @@ import numpy as np
 from minires.files import pickles
 from minires.files.pickles import PickleError, Window
 from minires.weights.archive import Archive
-from minires.weights.mapped import BFLOAT16, WeightsError, check_shape, item_bytes, vector
+from minires.weights.mapped import BFLOAT16, Order, WeightsError, check_shape, item_bytes, vector
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -119,7 +119,7 @@ def read_legacy(path: Path, buffer: memoryview, key: str | None, log: Callable[[
     if version != VERSION or not isinstance(system, dict):
         raise WeightsError(f"{path}: a checkpoint of another version than {VERSION}, which all have, or damaged")
     order = ">" if system.get("little_endian") is False else "<"
-    storages: dict[str, Storage] = {}
+    storages: dict[str, tuple[str, int]] = {}
     content = _unpickle(path, window, storages)
     keys = _unpickle(path, window)
     if not isinstance(keys, list) or any(type(key) is not str or key not in storages for key in keys):
@@ -127,11 +127,10 @@ def read_legacy(path: Path, buffer: memoryview, key: str | None, log: Callable[[
 
     offsets, position = {}, window.position
     for name in keys:
-        dtype = storages[name].dtype
+        dtype, expected = storages[name]
         found = int.from_bytes(buffer[position : position + 8], "little" if order == "<" else "big")
         position += 8
-        if found != storages[name].count:
-            expected = storages[name].count
+        if found != expected:
             raise WeightsError(f"{path}: storage {name} has {found:,} elements, its tensors expect {expected:,}")
         left = max(len(buffer) - position, 0)
         if found * item_bytes(dtype) > left:
@@ -161,16 +160,16 @@ def _budget(buffer: memoryview) -> int:
     return max(len(buffer) // 2, 16 << 20)
 
 
-def _unpickle(path: Path, window: Window, storages: dict[str, Storage] | None = None) -> Any:
-    """The value of one pickle; in the older layout `storages` collects what it refers to."""
+def _unpickle(path: Path, window: Window, storages: dict[str, tuple[str, int]] | None = None) -> Any:
+    """The value of one pickle; in the older layout `storages` collects what it refers to: type and number by key."""
 
     def persistent(reference: Any) -> Storage:
         storage = _storage(reference)
         if storages is not None:
             if storage.dtype is None:
                 raise PickleError("has a storage without a type")
-            known = storages.setdefault(storage.key, storage)
-            if (known.dtype, known.count) != (storage.dtype, storage.count):
+            described = storage.dtype, storage.count
+            if storages.setdefault(storage.key, described) != described:
                 raise PickleError(f"describes storage {storage.key} in two ways")
         return storage
 
@@ -251,7 +250,7 @@ def _arrays(
     buffer: memoryview,
     content: Any,
     locate: Callable[[Storage, str], int],
-    order: str,
+    order: Order,
     key: str | None,
     log: Callable[[str], None],
 ) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,7 +42,7 @@ def write(path: Path, file: BinaryIO, state: Mapping[str, np.ndarray]) -> None:
         _add(archive, file, "archive/byteorder", memoryview(b"little"))
         for key, array in enumerate(state.values()):
             little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            _add(archive, file, f"archive/data/{key}", memoryview(little.reshape(-1).view(np.uint8)))
+            _add(archive, file, f"archive/data/{key}", little.reshape(-1).view(np.uint8).data)
         _add(archive, file, "archive/version", memoryview(b"3\n"))
 
 
@@ -68,7 +68,7 @@ def _integer(value: int) -> bytes:
     return b"\x8a\x08" + struct.pack("<q", value)  # LONG1 of 8 bytes: any size
 
 
-def _integers(values) -> bytes:
+def _integers(values: Iterable[int]) -> bytes:
     return b"(" + b"".join(map(_integer, values)) + b"t"
 
 
