@@ -275,10 +275,11 @@ def check_layer(
     """
     if isinstance(input_shape, st.SearchStrategy):
 
+        @given(shape=input_shape, seed=seeds())
         def check_one(shape: tuple[int, ...], seed: int) -> None:
             check_layer(layer_factory, shape, call=call, randomize=randomize, seed=seed)
 
-        given(shape=input_shape, seed=seeds())(check_one)()
+        check_one()  # pyright: ignore[reportCallIssue] # hypothesis gives the arguments
         return
 
     layer = layer_factory()

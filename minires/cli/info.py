@@ -50,10 +50,11 @@ def info() -> dict[str, Any]:
 def _gpu() -> dict[str, Any]:
     """The GPU's name, compute capability and memory, and the precision of the kernels."""
     cupy = importlib.import_module("cupy")
+    major, minor = cuda.capability() or (0, 0)  # never None where there is a GPU
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
         "name": properties["name"].decode(),
-        "capability": ".".join(map(str, cuda.capability() or ())),
+        "capability": f"{major}.{minor}",
         "memory": format_bytes(cupy.cuda.runtime.memGetInfo()[1]),
         "precision": kernels.precision_in_use(),
     }

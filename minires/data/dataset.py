@@ -6,10 +6,12 @@ Reading order: after optim/schedules.py. Next: augment.py.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from minires.device import Array
 
 Images = Any  # a uint8 array (N, H, W, C), or `Pictures`, which are files in its place
 
@@ -41,11 +43,13 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     val_images: Images = None  # None becomes an empty part
-    val_labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    val_labels: Array = None
 
     def __post_init__(self) -> None:
         if self.val_images is None:
             object.__setattr__(self, "val_images", self.train_images[:0])
+        if self.val_labels is None:
+            object.__setattr__(self, "val_labels", self.train_labels[:0])
         image, channels = self.train_images.shape[1:], len(self.mean)
         for part in ("train", "val", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")

@@ -284,7 +284,7 @@ def mean_and_std(images: np.ndarray | Pictures) -> tuple[tuple[float, ...], tupl
     files = isinstance(images, Pictures)
     histograms = in_threads(histogram, indices, "measuring colours") if files else map(histogram, indices)
     values, mean, std = np.arange(256) / 255, [], []
-    for of_channel in sum(histograms, np.zeros(256, np.int64)):
+    for of_channel in sum(histograms, np.zeros((images.shape[3], 256), np.int64)):
         share = of_channel / of_channel.sum()
         mean.append(float(share @ values))
         std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1 / 255))

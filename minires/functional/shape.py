@@ -29,7 +29,7 @@ def count_axes(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis % x.ndim for axis in axes)
 
 
-def reshape(x: Tensor, *shape: int | Sequence[int]) -> Tensor:
+def reshape(x: Tensor, *shape: int | tuple[int, ...] | list[int]) -> Tensor:
     """The same numbers in a new shape; one axis may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
     check_tensor("reshape", x)
     new_shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
@@ -49,7 +49,7 @@ def flatten(x: Tensor, start_axis: int = 0) -> Tensor:
     return reshape(x, (*kept, math.prod(x.shape[len(kept) :])))  # not -1, which is ambiguous for an empty batch
 
 
-def transpose(x: Tensor, *axes: int | Sequence[int]) -> Tensor:
+def transpose(x: Tensor, *axes: int | tuple[int, ...] | list[int]) -> Tensor:
     """The axes permuted, `transpose(x, 2, 0, 1)`, or reversed, `transpose(x)`."""
     check_tensor("transpose", x)
     order: Any = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes

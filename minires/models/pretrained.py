@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from minires import nn
 from minires.files.download import Checksum, DownloadError, download, fault
+from minires.nn.module import M
 from minires.weights import WeightsError, load_weights
 
 ADDRESS = "https://download.pytorch.org/models/"
@@ -37,7 +38,6 @@ IMAGENET_RESIZE, IMAGENET_SIZE = 256, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Weights = str | Path | None  # "imagenet" or the path of a file; None for random ones
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @cache
@@ -98,7 +98,7 @@ class Zeros:
         return self.standard_normal(shape)
 
 
-def with_weights(make: Callable[..., Network], depth: int, weights: Weights, options: Mapping[str, Any]) -> Network:
+def with_weights(make: Callable[..., M], depth: int, weights: Weights, options: Mapping[str, Any]) -> M:
     """`make(**options)`, a ResNet-`depth`, with `weights` as `load_into` takes them, or with random ones for None."""
     if "pretrained" in options:
         raise TypeError("pretrained: torchvision's weights are weights='imagenet' here, no weights are weights=None")
@@ -125,7 +125,7 @@ def load_into(model: nn.Module, weights: str | Path, depth: int, log: Callable[[
     except ValueError as error:
         # Weights of another depth differ in hundreds of names: the first few say enough.
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")
-        classes, wanted = np.size(state.get("fc.bias", ())), dict(model.named_parameters())["fc.bias"].size
+        classes, wanted = np.size(state.get("fc.bias", ())), model.state_dict()["fc.bias"].size
         if classes not in (0, wanted):
             reason += (
                 f". It has {classes} classes, num_classes is {wanted}: load it with num_classes={classes}, "

@@ -88,7 +88,7 @@ class ProjectionBlock(Block):
         if self.downsample is None:
             return x
         conv, norm = self.downsample
-        return nn.branch(x, [(conv, norm)], relu=False)  # pyright: ignore[reportArgumentType] # Sequential says Module
+        return nn.branch(x, [(conv, norm)], relu=False)
 
 
 class BasicBlock(ProjectionBlock):

@@ -29,7 +29,7 @@ class Place:
 def arises_in(layer: Module, error: Exception) -> None:
     """Note that `error` arises in `layer`."""
     if type(error) in (TypeError, ValueError) and len(error.args) == 1 and isinstance(error.args[0], str):
-        vars(error)["place"] = Place(layer, error.args[0])
+        error.place = Place(layer, error.args[0])  # pyright: ignore[reportAttributeAccessIssue] # a note of ours
 
 
 def name_layer(module: Module, error: Exception) -> None:
@@ -44,7 +44,7 @@ def name_layer(module: Module, error: Exception) -> None:
         arises_in(module, error)
     elif place.layer not in names:  # raised a second time, elsewhere
         if error.args == (place.written,):
-            vars(error)["place"] = Place(module, place.text)
+            error.place = Place(module, place.text)  # pyright: ignore[reportAttributeAccessIssue]
             error.args = (place.text,)
     elif error.args == (place.written,) and names[place.layer]:
         place.written = f"{names[place.layer]} ({type(place.layer).__name__}): {place.text}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -256,17 +256,13 @@ class ModuleList(Module):
             )
         setattr(self, str(len(self)), module)  # named "0", "1", ... as in PyTorch
 
-    def __iter__(self) -> Iterator[Module]:
+    def __iter__(self) -> Iterator[Any]:
         return (module for _, module in self.named_children())
 
     def __len__(self) -> int:
         return len(list(self.named_children()))
 
-    @overload
-    def __getitem__(self, index: int) -> Module: ...
-    @overload
-    def __getitem__(self, index: slice) -> ModuleList: ...
-    def __getitem__(self, index: int | slice) -> Module:
+    def __getitem__(self, index: int | slice) -> Any:  # a Module of any class: model[0].weight is no error for editors
         modules = list(self)
         if isinstance(index, slice):
             return Sequential(*modules[index]) if isinstance(self, Sequential) else ModuleList(modules[index])

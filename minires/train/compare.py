@@ -2,7 +2,7 @@
 
     minires report runs/sgd runs/adam
 
-Used by `minires report`, examples/experiments/ablation.py and degradation.py, and docs/results/make_readme.py.
+Used by `minires report`, examples/experiments/ablation.py and degradation.py, and docs/results/tables.py.
 
 A folder needs config.json and log.jsonl. results.json appears when the run ends; a run can be compared before.
 
