@@ -1,7 +1,10 @@
 """For all tests: hypothesis profiles, the array libraries, a simulated GPU, a web server, the reasons for skipping.
 
+pytest --nightly            the tests marked `nightly` too
+pytest --nightly 2/5        of these, the second of five parts alone, and no other tests: .ci/run, by date
+
 HYPOTHESIS_PROFILE=ci       (default) the same 30 examples every time
-HYPOTHESIS_PROFILE=nightly  500 examples, other ones every time
+HYPOTHESIS_PROFILE=thorough 500 examples, other ones every time
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import importlib.util
 import os
 import signal
 import threading
+import zlib
 from collections import Counter
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,14 +27,44 @@ import minires as mr
 from minires import kernels
 
 settings.register_profile("ci", max_examples=30, derandomize=True, deadline=None)
-settings.register_profile("nightly", max_examples=500, derandomize=False, deadline=None, print_blob=True)
+settings.register_profile("thorough", max_examples=500, derandomize=False, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "run the tests marked nightly too; or, with I/N, the I-th of N parts of these alone"
+    parser.addoption("--nightly", nargs="?", const="all", metavar="I/N", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("nightly")
+    if wanted not in (None, "all"):
+        part, _, parts = wanted.partition("/")
+        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise pytest.UsageError(
+                f"--nightly {wanted}: expected I/N, such as 2/5, the second of five parts; a path goes before"
+            )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part, _, parts = (config.getoption("nightly") or "all").partition("/")
+    if part == "all":
+        return
+
+    def in_part(item: pytest.Item) -> bool:  # by its name: new tests move no other
+        return item.get_closest_marker("nightly") and zlib.crc32(item.nodeid.encode()) % int(parts) == int(part) - 1
+
+    config.hook.pytest_deselected(items=[item for item in items if not in_part(item)])
+    items[:] = filter(in_part, items)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    nightly = item.get_closest_marker("nightly")
+    if nightly and not item.config.getoption("nightly") and not item.get_closest_marker("gpu"):  # which is quick
+        pytest.skip(f"nightly: {nightly.args[0]}")
     if item.get_closest_marker("gpu") and mr.cuda.why_not():
         pytest.skip(mr.cuda.why_not())
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:

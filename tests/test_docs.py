@@ -83,7 +83,7 @@ def test_no_comment_tears_a_paragraph_apart(page):
 
 @pytest.mark.parametrize("page", ["../README.md", "own-pictures.md", "residual-learning.md", "training.md"])
 def test_no_measured_accuracy_is_typed_by_hand(page):
-    """A share with two decimals is a result: it stands between comments, and docs/results/make_tables.py writes it."""
+    """A share with two decimals is a result: write_numbers.py writes it, between comments."""
     by_hand = re.sub(r"<!-- [\w-]+ -->.*?<!-- end -->", "", (DOCS / page).read_text(), flags=re.DOTALL)
     assert not re.findall(r"\d\.\d\d %", by_hand)
 

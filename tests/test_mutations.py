@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -48,12 +49,11 @@ def load(file: str) -> ModuleType:
     """The test module, loaded anew, so that its property tests run with the profile "mutation"."""
     spec = importlib.util.spec_from_file_location(f"mutated_{Path(file).stem}", HERE / file)
     module = importlib.util.module_from_spec(spec)
-    usual = settings.get_current_profile_name()
     settings.load_profile("mutation")
     try:
         spec.loader.exec_module(module)
     finally:
-        settings.load_profile(usual)
+        settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))  # as tests/conftest.py
     return module
 
 
@@ -754,6 +754,7 @@ def all_guards() -> Iterator[Guard]:
     yield from (guard for _, _, guards in FAULTS.values() for guard in guards)
 
 
+@pytest.mark.nightly("8 s; the guards are tests of other files, which run in any case")
 @pytest.mark.parametrize(
     "guard", {str(guard): guard for guard in all_guards()}.values(), ids=lambda guard: f"{guard[1]}-{guard[2]}"
 )

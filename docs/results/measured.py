@@ -19,6 +19,7 @@ from typing import Any
 import minires as mr
 from examples.measure import reading
 from minires import models
+from minires.models.pretrained import Zeros
 from minires.optim import schedules
 from minires.train import compare
 
@@ -37,6 +38,7 @@ def texts() -> dict[str, str]:
         **residual_learning(),
         **layers(),
         **own_pictures(),
+        "coverage": re.findall(r"\*\*TOTAL\*\*.*\*\*(\d+)%\*\*", (HERE / "coverage.md").read_text())[0] + " %",
     }
 
 
@@ -71,7 +73,9 @@ def minutes(of: compare.Run) -> str:
 def readme() -> dict[str, str]:
     """Of README.md."""
     short, long, wide = (run(f"trained/resnet101-{name}") for name in ("one-epoch", "imagenet-stem-18", "cifar-stem"))
-    macs = [mr.summary(models.build(101, 10, stem), (32, 32, 3)).macs for stem in ("cifar", "imagenet")]
+    macs = [
+        mr.summary(models.build(101, 10, stem, generator=Zeros()), (32, 32, 3)).macs for stem in ("cifar", "imagenet")
+    ]
     an_epoch = [statistics.median(record["seconds"] for record in r.records) for r in (wide, long)]
     files = reading.thread()
     drawn = {depth: run(f"trained/shapes-resnet{depth}") for depth in (20, 101)}

@@ -27,7 +27,7 @@ from typing import Any
 from examples import train_cifar
 from examples.experiments import ablation, compare_torch
 from examples.experiments import own_pictures as own
-from examples.measure import benchmark, cpu_details, cpu_ladder
+from examples.measure import benchmark, cpu_details, cpu_ladder, roofline
 from minires import models
 from minires.train import compare
 
@@ -45,6 +45,7 @@ def texts() -> dict[str, str]:
         },
         **cpu_tables(),
         **own_tables(),
+        "roofline": roofline.markdown(),
     }
 
 

@@ -9,6 +9,8 @@ typed by hand. tables.py makes the tables, and measured.py the numbers within se
 
 from __future__ import annotations
 
+import argparse
+import functools
 import re
 import sys
 from pathlib import Path
@@ -20,20 +22,24 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
     found, stale = texts(), []
     for path in PAGES:
         before = path.read_text()
         after = filled(before, found)
         if after != before:
             stale.append(path.relative_to(ROOT).as_posix())
-            if sys.argv[1:] != ["--check"]:
+            if not args.check:
                 path.write_text(after)
-    if sys.argv[1:] == ["--check"] and stale:
+    if args.check and stale:
         print(f"{', '.join(stale)}: not what the records say: run {Path(__file__).name}", file=sys.stderr)
         return 1
     return 0
 
 
+@functools.cache
 def texts() -> dict[str, str]:
     """What stands between the comments, by name."""
     return tables.texts() | measured.texts()
@@ -46,13 +52,15 @@ def filled(page: str, texts: dict[str, str]) -> str:
     """
 
     def block(match: re.Match) -> str:
-        name, newline = match.groups()
+        name, newline, old = match.groups()
+        if "<!--" in old:
+            sys.exit(f"{name}: another comment stands between its two")
         if name not in texts:
             sys.exit(f"{name}: neither tables.py nor measured.py computes a number of this name")
         text = texts[name]
         return f"<!-- {name} -->{newline}{text}" + ("\n" if "\n" in text else "") + "<!-- end -->"
 
-    return re.sub(r"<!-- ([\w-]+) -->(\n?).*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w-]+) -->(\n?)(.*?)<!-- end -->", block, page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -257,6 +257,14 @@ def blas_threads() -> list[int]:
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
+def test_numpys_blas_is_found():
+    """Or its threads and ours would be more than there are cores: see threadpoolctl in pyproject.toml."""
+    name = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    if "openblas" not in name:
+        pytest.skip(f"NumPy computes by {name}")
+    assert "openblas" in [pool["internal_api"] for pool in threadpool_info()]
+
+
 def test_blas_gets_its_threads_back():
     before = blas_threads()
     inside = workers.parallel(lambda a, b: blas_threads(), 2)

@@ -162,6 +162,18 @@ def test_parts_cover_all_positions(positions, tiles):
     assert parts * tiles <= 2 * max(convolution.BLOCKS, tiles)
 
 
+@pytest.mark.parametrize(("positions", "parts"), [(2048, 4), (2047, 3), (100, 1)])  # the last of three is shorter
+def test_a_product_in_parts_is_the_product(gpu, positions, parts):
+    import cupy
+
+    rng = np.random.default_rng(0)
+    columns, dy = (rng.standard_normal((positions, n)).astype(np.float32) for n in (9, 4))
+    assert convolution.split(positions, 1)[0] == parts
+    out = cupy.empty((9, 4), dtype="float32")
+    found = convolution._split_product(cupy.asarray(columns), cupy.asarray(dy), 9, 4, out)
+    np.testing.assert_allclose(cupy.asnumpy(found), columns.T.astype(np.float64) @ dy, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)  # NumPy's, the GPU's, the simulator's
 def test_nan_in_an_image_is_nan_in_all_that_depends_on_it(algorithm, precision, device, bits):
     """Rounding to tf32 must not turn it into a number, as adding to its bits does; so uninitialised memory is seen."""

@@ -101,6 +101,7 @@ def test_a_step_of_resnet20_equals_the_reference(any_gpu, choose, algorithm, opt
         )  # all but the stem; strided ones: once
 
 
+@pytest.mark.nightly("13 s; ResNet-20 is tried in any case")
 @pytest.mark.parametrize(
     ("options", "size"), [({"depth": 50, "stem": "cifar"}, 16), ({"depth": 18, "stem": "imagenet"}, 64)]
 )
@@ -125,11 +126,12 @@ def test_other_precisions_round_but_do_the_same(any_gpu, choose, precision):
     assert precision == "fp32" or launches["convolution"] > 0 or not isinstance(any_gpu, simulator.Gpu)
 
 
+@pytest.mark.nightly("10 s; test_other_precisions_round_but_do_the_same has the gradients")
 def test_the_step_learns(any_gpu, precision):
-    """Ten steps on one batch: the loss falls in every precision."""
+    """Five steps on one batch: the loss falls in every precision."""
     import cupy
 
-    x, labels = images(16)
+    x, labels = images(8)
     model = build(20).to("cuda")
     optimizer = optim.SGD(model.parameters(), 0.05, 0.9)
     data = cupy.asarray(x), cupy.asarray(labels)

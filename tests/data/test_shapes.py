@@ -135,8 +135,10 @@ def test_place_keeps_the_area():
 
 def test_a_linear_classifier_does_badly(drawn):
     """Softmax regression on the pixels, in plain NumPy. Shapes are bright: a pixel says something about the class."""
-    (x, y), (x_test, y_test) = [(images.reshape(len(images), -1) / 128.0 - 1, labels) for images, labels in drawn]
-    weight = np.zeros((3072, 10))
+    (x, y), (x_test, y_test) = [
+        (images.reshape(len(images), -1) / np.float32(128) - 1, labels) for images, labels in drawn
+    ]
+    weight = np.zeros((3072, 10), np.float32)
     rng = np.random.default_rng(0)
     for step in range(400):
         i = rng.integers(0, len(x), 100)

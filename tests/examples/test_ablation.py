@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,26 +15,26 @@ import pytest
 
 from examples import train_cifar
 from examples.experiments import ablation
-from minires import data
 from minires.train import compare
 
 SCRIPT = Path(ablation.__file__)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(shapes_dir, without_matplotlib, tmp_path_factory):
     """A folder with Shapes-10 in data/, in which two rows have been trained."""
     path = tmp_path_factory.mktemp("ablation")
-    data.shapes10(path / "data")
-    assert run(path, "--rows", "baseline", "batch-64").returncode == 0
+    shutil.copytree(shapes_dir, path / "data")
+    assert run(path, "--rows", "baseline", "batch-64", PYTHONPATH=without_matplotlib).returncode == 0
     return path
 
 
-def run(path, *arguments):
+def run(path, *arguments, **environment):
     """A small experiment: 1 epoch, of 64 images."""
     small = "--data shapes --data-dir data --train-size 64 --test-size 32 --epochs 1 --device cpu --out out"
     command = [sys.executable, str(SCRIPT), *small.split(), *map(str, arguments)]
-    return subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def test_a_row_changes_one_thing(folder):
@@ -45,7 +46,6 @@ def test_a_row_changes_one_thing(folder):
         "--depth 20 --data shapes",
         "--depth 20 --batch-size 64",
     ]
-    assert (folder / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_finished_row_is_not_trained_again(folder):
@@ -64,7 +64,7 @@ def test_an_interrupted_row_is_resumed(folder):
     assert len(json.loads((folder / "out" / "batch-64" / "config.json").read_text())["commands"]) == 2
 
 
-def test_the_table(folder):
+def test_the_table(pictures, folder):
     runs = [compare.read_run(folder / "out" / row) for row in ("baseline", "batch-64")]
     accuracy = [100 * run.accuracy for run in runs]
     header, first, second = ablation.table(runs)
@@ -75,6 +75,7 @@ def test_the_table(folder):
     drawn = run(folder, "--draw", "out")
     assert drawn.returncode == 0, drawn.stderr
     assert f"{accuracy[1]:.2f} %" in drawn.stdout
+    assert (folder / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_row_of_another_budget_is_refused(folder):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from examples.experiments import compare_torch
-from minires import data
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(compare_torch.__file__)
@@ -24,11 +23,10 @@ def run(*options):
 
 
 @pytest.fixture
-def three_steps(tmp_path):
+def three_steps(pictures, shapes_dir):
     """A function that trains for three steps, with further options; the process."""
-    data.shapes10(tmp_path)
     return lambda *options: run(
-        "--data", "shapes", "--data-dir", tmp_path, "--train-size", 48, "--test-size", 32, "--batch-size", 16,
+        "--data", "shapes", "--data-dir", shapes_dir, "--train-size", 48, "--test-size", 32, "--batch-size", 16,
         "--epochs", 1, *options,
     )  # fmt: skip
 
@@ -94,7 +92,7 @@ def test_a_stem_that_the_network_does_not_have(tmp_path):
     assert "argument --stem: ResNet-20 has a stem of its own" in done.stderr
 
 
-def test_the_picture_is_drawn_again_without_pytorch(tmp_path):
+def test_the_picture_is_drawn_again_without_pytorch(pictures, tmp_path):
     shutil.copy(PUBLISHED / "losses.json", tmp_path)
     done = run("--draw", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -114,11 +112,11 @@ def for_all(*values):
         {"losses": for_all(["a"], ["b"], ["c"])}, {"test_accuracy": for_all(["x"], [0.1], [0.1])},
     ],
 )  # fmt: skip
-def test_a_record_that_is_broken(tmp_path, change):
+def test_a_record_that_is_broken(run_here, tmp_path, change):
     record = {**json.loads((PUBLISHED / "losses.json").read_text()), **change}
     record = {name: value for name, value in record.items() if value is not None}
     (tmp_path / "losses.json").write_text(json.dumps(record))
-    done = run("--draw", tmp_path)
+    done = run_here([sys.executable, SCRIPT, "--draw", tmp_path], tmp_path)
     assert done.returncode == 2
     assert "losses.json: not a comparison (" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import minires as mr
 import minires.functional as F
@@ -59,15 +60,20 @@ def test_changed_restores_also_after_an_error():
     assert bound == plan.COLUMN_BYTES
 
 
-def test_the_program_writes_what_it_prints(tmp_path):
+@pytest.mark.parametrize(
+    "sections", [("calls", "wakeup"), pytest.param(("products",), marks=pytest.mark.nightly("takes 5 s"))]
+)
+def test_the_program_writes_what_it_prints(tmp_path, sections):
     path = tmp_path / "details.json"
-    command = [sys.executable, SCRIPT, "--only", "products", "calls", "wakeup", "--seconds", "0.001", "--json", path]
+    command = [sys.executable, SCRIPT, "--only", *sections, "--seconds", "0.001", "--json", path]
     printed = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
     shown = subprocess.run([sys.executable, SCRIPT, "--show", path], capture_output=True, text=True, check=True).stdout
     assert shown == printed
     record = json.loads(path.read_text())
-    assert list(record["sections"]) == ["products", "calls", "wakeup"]
-    for row in record["sections"]["products"]:
+    assert list(record["sections"]) == list(sections)
+    for row in record["sections"].get("calls", ()):
+        assert all(0 < microseconds < 1e6 for microseconds in row["ways"].values())
+    for row in record["sections"].get("products", ()):
         assert all(0 < speed < 1e4 for speed in row["gflops"].values())
 
 

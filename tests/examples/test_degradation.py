@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,29 +13,23 @@ import pytest
 import minires as mr
 import minires.functional as F
 from examples.experiments import degradation
-from minires import data, models
+from minires import models
 from minires.train import compare
 
 SCRIPT = Path(degradation.__file__)
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "degradation"
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A data folder in which Shapes-10 has been drawn."""
-    path = tmp_path_factory.mktemp("data")
-    data.shapes10(path)
-    return path
-
-
-def command(data_dir, *arguments):
+def command(shapes_dir, *arguments):
     """The experiment with networks of 20 layers, 2 steps an epoch, 2 epochs."""
-    small = ("--data", "shapes", "--data-dir", data_dir, "--train-size", 256, "--test-size", 32, "--epochs", 2)
+    small = ("--data", "shapes", "--data-dir", shapes_dir, "--train-size", 256, "--test-size", 32, "--epochs", 2)
     return [*map(str, [sys.executable, SCRIPT, "--device", "cpu", "--depths", 20, *small, *arguments])]
 
 
-def run(data_dir, *arguments):
-    """Run it to its end; the finished process."""
-    return subprocess.run(command(data_dir, *arguments), capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(run_here, tmp_path):
+    """Run it to its end, in this process; as a finished process."""
+    return lambda shapes_dir, *arguments: run_here(command(shapes_dir, *arguments), tmp_path)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -98,9 +92,18 @@ def measured(path):
     return json.loads((path / "layers.json").read_text()), log
 
 
-def test_the_experiment_goes_on_where_it_was_stopped(data_dir, interrupt, tmp_path):
+def test_an_epoch_is_trained_and_measured(run, shapes_dir, tmp_path):
+    done = run(shapes_dir, "--network", "plain-20", "--epochs", 1, "--train-size", 64, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    layers, log = measured(tmp_path / "plain-20")
+    assert [probe["epoch"] for probe in layers["probes"]] == [0, 1]
+    np.testing.assert_allclose(layers["training_error"]["percent"], [100 * (1 - log[0]["accuracy"])])
+
+
+@pytest.mark.nightly("30 s: trains four times; another test trains once")
+def test_the_experiment_goes_on_where_it_was_stopped(pictures, run, shapes_dir, interrupt, tmp_path):
     only = ("--network", "plain-20")
-    done = run(data_dir, *only, "--out", tmp_path / "whole")
+    done = run(shapes_dir, *only, "--out", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for name in ("training.png", "gradients.png", "responses.png"):
@@ -113,50 +116,51 @@ def test_the_experiment_goes_on_where_it_was_stopped(data_dir, interrupt, tmp_pa
     assert norms[0] != norms[1] != norms[2]
 
     # Interrupted within the second epoch, and started again.
-    parts = command(data_dir, *only, "--out", tmp_path / "parts")
+    parts = command(shapes_dir, *only, "--out", tmp_path / "parts")
     status, _, err = interrupt(parts, tmp_path, at="epoch 1/2: loss")
     assert status == 130, err
     assert "continue with: python" in err
-    assert run(data_dir, *only, "--out", tmp_path / "parts").returncode == 0
+    assert run(shapes_dir, *only, "--out", tmp_path / "parts").returncode == 0
     assert measured(tmp_path / "parts" / "plain-20") == (layers, log)
 
     # Killed after the last epoch was saved, before its layers were looked at.
     short = {**layers, "probes": layers["probes"][:2]}
     (tmp_path / "parts" / "plain-20" / "layers.json").write_text(json.dumps(short))
     (tmp_path / "parts" / "plain-20" / "results.json").unlink()
-    assert run(data_dir, *only, "--out", tmp_path / "parts").returncode == 0
+    assert run(shapes_dir, *only, "--out", tmp_path / "parts").returncode == 0
     assert measured(tmp_path / "parts" / "plain-20") == (layers, log)
 
-    again = run(data_dir, *only, "--out", tmp_path / "parts")
+    again = run(shapes_dir, *only, "--out", tmp_path / "parts")
     assert again.stdout.count("done before") == 1
-    other = run(data_dir, *only, "--out", tmp_path / "parts", "--test-size", 16)
+    other = run(shapes_dir, *only, "--out", tmp_path / "parts", "--test-size", 16)
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert "its test_size is 32, this run's is 16" in other.stderr
 
 
-def test_what_was_published_is_drawn_but_not_trained_on(data_dir, tmp_path):
+def test_what_was_published_is_drawn_but_not_trained_on(pictures, run, shapes_dir, tmp_path):
     """Published folders lack the state."""
-    assert run(data_dir, "--network", "resnet-20", "--epochs", 1, "--out", tmp_path).returncode == 0
-    (tmp_path / "resnet-20" / "state.safetensors").unlink()
-    drawn = run(data_dir, "--draw", tmp_path)
+    shutil.copytree(PUBLISHED / "resnet-20", tmp_path / "resnet-20")
+    drawn = run(shapes_dir, "--draw", tmp_path)
     assert drawn.returncode == 0, drawn.stderr
-    refused = run(data_dir, "--network", "resnet-20", "--epochs", 1, "--out", tmp_path)
+    refused = run(shapes_dir, "--network", "resnet-20", "--epochs", 1, "--out", tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "holds a run without its state" in refused.stderr
+    for name in ("training.png", "gradients.png", "responses.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     for content in ("{}", "[]", "{", '{"layers": ["a"], "probes": [{"gradient_norm": [], "response_std": []}]}'):
         (tmp_path / "resnet-20" / "layers.json").write_text(content)
-        refused = run(data_dir, "--draw", tmp_path)
+        refused = run(shapes_dir, "--draw", tmp_path)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert "layers.json: cannot be read" in refused.stderr
 
 
-def test_bad_arguments(data_dir, tmp_path):
+def test_bad_arguments(run, shapes_dir, tmp_path):
     for arguments, said in (
         (("--network", "plain-56"), "is none of plain-20, resnet-20"),
         (("--draw", tmp_path), "holds none of"),
         (("--train-size", 99999), "has 10000 training images"),
         (("--depths", "21"), "invalid choice"),
     ):
-        refused = run(data_dir, *arguments)
+        refused = run(shapes_dir, *arguments)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert said in refused.stderr

@@ -32,16 +32,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder):
-    def run(*arguments):
-        command = [sys.executable, str(SCRIPT), "--weights", "x.pth", "--device", "cpu", *map(str, arguments)]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-    return run
+def run(run_here, folder):
+    command = [sys.executable, SCRIPT, "--weights", "x.pth", "--device", "cpu"]
+    return lambda *arguments: run_here([*command, *arguments], folder)
 
 
-def test_features_are_the_models(run, folder, tmp_path):
-    process = run("images", "--out", tmp_path / "f.npz", "--batch-size", 5)
+def test_features_are_the_models(folder, tmp_path):
+    """By a process of its own, in another folder than the program's."""
+    options = ["--weights", "x.pth", "--device", "cpu", "--out", tmp_path / "f.npz", "--batch-size", "5"]
+    command = [sys.executable, SCRIPT, "images", *options]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "features of 12 images, 64 numbers each" in process.stdout
     with np.load(tmp_path / "f.npz") as archive:

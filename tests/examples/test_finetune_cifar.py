@@ -15,7 +15,9 @@ import pytest
 import minires as mr
 from minires import data, models
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "finetune_cifar.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "finetune_cifar.py"
+PICTURE = ROOT / "docs" / "results" / "trained" / "resnet20-seed0" / "curves.png"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,8 @@ def script():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with Shapes-10, drawn once, and two networks, as PyTorch would have saved them."""
+    """A folder with two networks, as PyTorch would have saved them."""
     path = tmp_path_factory.mktemp("prepared")
-    data.shapes10(path)
     model = models.resnet20(5, generator=np.random.default_rng(0))
     mr.save_weights({f"module.{name}": array for name, array in model.state_dict().items()}, path / "small.pth")
     mr.save_weights(models.resnet18(generator=np.random.default_rng(0)), path / "imagenet.pth")
@@ -43,12 +44,12 @@ def is_trained(name: str) -> bool:
 
 
 @pytest.fixture
-def run(prepared, tmp_path):
-    def run(*arguments, **environment):
-        small = ("--data", "shapes", "--data-dir", prepared, "--train-size", 64, "--test-size", 32, "--image-size", 32)
+def run(run_here, shapes_dir, tmp_path):
+    def run(*arguments):
+        small = ("--data", "shapes", "--data-dir", shapes_dir,
+                 "--train-size", 64, "--test-size", 32, "--image-size", 32)  # fmt: skip
         command = [sys.executable, str(SCRIPT), "--device", "cpu", *map(str, (*small, *arguments))]
-        environment = {**os.environ, **environment}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, env=environment)
+        return run_here(command, tmp_path)
 
     return run
 
@@ -72,7 +73,7 @@ def test_all_layers_of_a_network_with_other_classes(run, prepared, tmp_path):
     assert config["classes"] == list(data.shapes.CLASSES)
     assert (config["lr"], config["batch_size"], config["image_size"]) == (1e-3, 32, 32)
     files = {"config.json", "log.jsonl", "last.safetensors", "state.safetensors", "results.json"}
-    assert files <= set(os.listdir(tmp_path / "runs/a"))
+    assert set(os.listdir(tmp_path / "runs/a")) == files | {"curves.png", "confusion.png", "mistakes.png"}
 
     more = run("--from", prepared / "small.pth", "--epochs", 3, "--out", "runs/a", "--resume")
     assert more.returncode == 0, more.stderr
@@ -83,10 +84,12 @@ def test_all_layers_of_a_network_with_other_classes(run, prepared, tmp_path):
     assert "holds a run already" in refused.stderr
 
 
-@pytest.mark.parametrize("named", [[], ["--out", "runs/mine"]])
-def test_interrupted_in_its_numbered_folder_and_continued_as_it_says(prepared, interrupt, tmp_path, named):
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--data", "shapes", "--data-dir", str(prepared)]
-    command += ["--train-size", "640", "--test-size", "32", "--image-size", "32", *named]
+@pytest.mark.parametrize(
+    "named", [[], pytest.param(["--out", "runs/mine"], marks=pytest.mark.nightly("the same in a folder with a name"))]
+)
+def test_interrupted_in_its_numbered_folder_and_continued_as_it_says(prepared, shapes_dir, interrupt, tmp_path, named):
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--data", "shapes", "--data-dir", str(shapes_dir)]
+    command += ["--train-size", "320", "--test-size", "32", "--image-size", "32", *named]
     command += ["--from", str(prepared / "small.pth"), "--epochs", "2"]
     status, _, said = interrupt(command, tmp_path)
     assert status == 130, said
@@ -134,7 +137,7 @@ def test_frozen_features_leave_the_network_as_it_was(run, prepared, tmp_path):
     assert json.loads(record)["step"] == 1
 
     predicted = subprocess.run(
-        [sys.executable, "-m", "minires", "predict", "--weights", "runs/finetune", "runs/finetune/curves.png"],
+        [sys.executable, "-m", "minires", "predict", "--weights", "runs/finetune", str(PICTURE)],
         cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert predicted.returncode == 0, predicted.stderr
@@ -151,9 +154,9 @@ def test_the_recipe_of_the_task(script):
     assert script.STD == (0.247, 0.243, 0.261)
 
 
-def test_features_are_what_the_last_layer_sees(script, prepared):
+def test_features_are_what_the_last_layer_sees(script, shapes_dir):
     model = models.resnet18(10, weights=None, generator=np.random.default_rng(0)).eval()
-    images = data.shapes10(prepared).test_images[:5]
+    images = data.shapes10(shapes_dir).test_images[:5]
     args = script.make_parser().parse_args(["--batch-size", "2"])
     options = {"mean": script.MEAN, "std": script.STD, "image_size": 64, "padding": 0, "device": "cpu"}
     loader = data.Loader(images[:, :, ::-1], np.zeros(5, int), 5, train=False, **options)
@@ -209,10 +212,11 @@ def test_bad_arguments(run, prepared, tmp_path, arguments, said):
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_the_weights_it_says_where_to_put_them(run, tmp_path):
+def test_without_the_weights_it_says_where_to_put_them(run, tmp_path, monkeypatch):
     """A damaged file in the cache: nothing is downloaded."""
     (tmp_path / "resnet101-63fe2227.pth").write_bytes(b"<html>")
-    process = run(MINIRES_CACHE=str(tmp_path))
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
+    process = run()
     assert process.returncode == 2
     assert "resnet101-63fe2227.pth: this is a web page" in process.stderr
     assert "https://download.pytorch.org/models/resnet101-63fe2227.pth" in process.stderr

@@ -39,13 +39,6 @@ def minires(capsys):
     return run
 
 
-@pytest.fixture(autouse=True)
-def no_figures(request, monkeypatch):
-    """Figures take seconds to draw; the first test draws them."""
-    if request.node.name != "test_from_a_folder_to_a_prediction":
-        monkeypatch.setattr("minires.train.report.draw_pictures", lambda *args, **options: None)
-
-
 QUICK = ("--device", "cpu", "--image-size", 12, "--epochs", 8)
 
 
@@ -57,7 +50,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_from_a_folder_to_a_prediction(photos, minires, tmp_path):
+def test_from_a_folder_to_a_prediction(pictures, photos, minires, tmp_path):
     status, out, err = minires("train", "photos", *QUICK, "--out", "run")
     assert (status, err) == (0, "")
     assert "photos: 45 pictures of 3 classes" in out

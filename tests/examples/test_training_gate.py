@@ -11,10 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cifar.py"
 ACCURACY = 0.60  # 0.10 is chance; seeds 0, 1, 2 give 0.78, 0.72 and 0.78
 
 
+@pytest.mark.nightly("a minute of ResNet-20; test_train_minimal.py has a network that learns in 3 s")
 def test_resnet20_learns_shapes(tmp_path):
     command = [
         sys.executable, SCRIPT, "--depth", 20, "--data", "shapes", "--data-dir", tmp_path, "--epochs", 2,

@@ -33,6 +33,12 @@ def test_flatten(xp, x):
         check_op(lambda x, start=start: F.flatten(x, start), xp.asarray(x))
 
 
+@pytest.mark.parametrize("start", [-4, 4])
+def test_flatten_from_an_axis_that_is_not_there(start):
+    with pytest.raises(ValueError, match=rf"flatten: start_axis {start} is out of range for shape \(2, 3, 4\)"):
+        F.flatten(Tensor(np.zeros((2, 3, 4))), start)
+
+
 def test_flatten_of_an_empty_batch():
     assert F.flatten(Tensor(np.zeros((0, 2, 3))), 1).shape == (0, 6)
     assert Tensor(1.0).flatten().shape == (1,)

@@ -11,6 +11,7 @@ import pytest
 import minires as mr
 import minires.functional as F
 from minires import Tensor, cuda, kernels, models, nn, optim
+from minires.models.pretrained import Zeros
 from minires.testing import kink_free_array
 
 
@@ -289,6 +290,19 @@ def test_observers_nest_and_go_when_an_error_passes():
     assert seen == ["outer", "inner", "outer"]
 
 
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.MaxPool2d(3, 2, 1), "MaxPool2d(kernel_size=3, stride=2, padding=1)"),
+        (nn.Dropout(0.25), "Dropout(p=0.25)"),
+        (nn.Upsample(2), "Upsample(scale_factor=2, mode='nearest')"),
+        (nn.CrossEntropyLoss(), "CrossEntropyLoss(weight=None, ignore_index=-100, label_smoothing=0.0)"),
+    ],
+)
+def test_repr_shows_the_settings(layer, text):
+    assert repr(layer) == text
+
+
 def test_repr_shows_the_tree():
     assert repr(Net()) == (
         "Net(\n"
@@ -356,7 +370,7 @@ def test_errors_without_one_text_are_left_alone(net):
     ],
 )  # fmt: skip
 def test_a_fused_branch_names_the_layer_too(spoil, path, training, kernels_in_use):
-    model = models.resnet18(10, "cifar").train(training)
+    model = models.resnet18(10, "cifar", generator=Zeros()).train(training)
     spoil(model)
     kernels.use(kernels_in_use)
     try:

@@ -40,6 +40,19 @@ def test_parameters_and_gradients_are_views_of_flat_buffers(kind, options):
     assert all(np.abs(p.data - old).min() > 0 for p, old in zip(params, before))
 
 
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_gradients_from_before_the_optimiser_was_made_count(kind, options):
+    early, late = make((3, 2), (4,)), make((3, 2), (4,))
+    give_gradients(early)
+    optimizers = kind(early, **options), kind(late, **options)
+    assert all(np.shares_memory(p.grad, optimizers[0].flat_grad) for p in early)
+    give_gradients(late)
+    for optimizer in optimizers:
+        optimizer.step()
+    for p, q in zip(early, late):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
 def test_first_adam_step_has_the_size_of_lr():
     (p,) = make((50,))
     old = p.data.copy()

@@ -187,6 +187,14 @@ def test_no_advice_where_an_epoch_has_too_few_steps(new):
     assert told == []
 
 
+def test_a_long_epoch_is_saved_on_the_way(new, tmp_path, monkeypatch):
+    parts, saved, folder = new(), [], train.RunFolder(tmp_path)
+    monkeypatch.setattr("minires.train.loop.SAVE_SECONDS", 0)
+    monkeypatch.setattr(folder, "save", lambda training: saved.append(training.step))
+    run(parts, epochs=1, folder=folder)
+    assert saved == [*range(1, BATCHES + 1), BATCHES]  # after each step, and at the end of the epoch
+
+
 def test_a_signal_stops_after_the_step_with_a_checkpoint(new, tmp_path):
     parts = new()
     inner, count = parts.training.optimizer.step, 0

@@ -11,6 +11,7 @@ import pytest
 from minires import kernels, models
 from minires.train.memory import step_memory
 
+OTHERS = pytest.mark.nightly("3 s each; ResNet-20 is tried in any case")
 CODE = """
 import numpy as np
 import minires as mr, minires.functional as F
@@ -28,7 +29,12 @@ print(1024 * next(int(text.split()[1]) for text in open("/proc/self/status") if 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and the allocator are Linux's")
 @pytest.mark.parametrize(
     ("depth", "stem", "size", "batch"),
-    [(20, None, 32, 128), (56, None, 32, 32), (18, "cifar", 32, 32), (50, "imagenet", 64, 8)],
+    [
+        (20, None, 32, 128),
+        pytest.param(56, None, 32, 32, marks=OTHERS),
+        pytest.param(18, "cifar", 32, 32, marks=OTHERS),
+        pytest.param(50, "imagenet", 64, 8, marks=OTHERS),
+    ],
 )
 def test_within_15_percent_of_what_is_measured(depth, stem, size, batch):
     code = CODE.format(depth=depth, stem=stem, size=size, batch=batch)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import minires as mr
 
-EXAMPLES = max(800, settings.default.max_examples)  # of each kind of file
+EXAMPLES = max(800, settings.default.max_examples)  # of each kind of file, by night
+FEW = max(100, settings.default.max_examples)  # in any case
 # What Python itself needs, whatever the size of the file: error messages, tables, the objects of a zip's list.
 OVERHEAD = 1 << 18
 
@@ -74,24 +75,31 @@ def check(path: Path, content: bytes) -> bool:
     return loaded
 
 
-def fuzz(path: Path, content: bytes) -> None:
+def fuzz(path: Path, content: bytes, examples: int) -> dict[bool, int]:
+    """Check `examples` damaged versions of a file: how many were loaded, and how many refused."""
     seen = {True: 0, False: 0}
     assert check(path, content)
 
-    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck), database=None)
     @given(changes())
     def one_file(steps):
         seen[check(path, damaged(content, steps))] += 1
 
     one_file()
-    assert sum(seen.values()) >= EXAMPLES
+    assert sum(seen.values()) >= examples
+    return seen
+
+
+def test_some_damaged_files(kind, state, make, tmp_path):
+    assert fuzz(tmp_path / "x", make(kind, state), FEW)[False] > FEW / 2
+
+
+@pytest.mark.nightly("5 s each: 800 files; test_some_damaged_files reads 100")
+def test_damaged_files(kind, state, make, tmp_path):
+    seen = fuzz(tmp_path / "x", make(kind, state), EXAMPLES)
     # Both happened: the damage was neither harmless nor total. Of 800 files 9 to 27 load. Which ones are drawn changes
     # with the modules imported so far: hypothesis takes constants from their source.
     assert min(seen.values()) >= 3, seen
-
-
-def test_damaged_files(kind, state, make, tmp_path):
-    fuzz(tmp_path / "x", make(kind, state))
 
 
 @pytest.mark.torch
@@ -107,11 +115,11 @@ def test_damaged_files_of_torch_save(tmp_path, new):
     state |= {"module.t": base.reshape(4, 6).t(), "module.o": base[3:9], "module.b": torch.ones(5).bfloat16()}
     path = tmp_path / "torch.pth"
     torch.save({"epoch": 3, "state_dict": state}, path, _use_new_zipfile_serialization=new)
-    fuzz(tmp_path / "x", path.read_bytes())
+    assert fuzz(tmp_path / "x", path.read_bytes(), FEW)[False] > FEW / 2
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=FEW, suppress_health_check=list(HealthCheck))
 @example(b"PK\x05\x06" + b"\0" * 18)  # an empty zip file
 def test_garbage(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "garbage"
