@@ -81,12 +81,14 @@ def run(
     return results + ([other.grad] if other is not None else [])
 
 
-def assert_same(fused: list[np.ndarray], separate: list[np.ndarray], tolerance: float = 3e-4) -> None:
+def assert_same(
+    fused: list[np.ndarray], separate: list[np.ndarray], tolerance: float = 3e-4, floor: float = 1e-3
+) -> None:
     """Relative, by the L2 norm: a ReLU mask may flip where a value is within rounding of 0."""
     assert len(fused) == len(separate)
     for i, (a, b) in enumerate(zip(fused, separate)):
         assert a.shape == b.shape
-        assert np.linalg.norm(a - b) <= tolerance * (np.linalg.norm(b) + 1e-3), f"result {i}"
+        assert np.linalg.norm(a - b) <= tolerance * (np.linalg.norm(b) + floor), f"result {i}"
 
 
 CASES = {  # layers (C, O, kernel, stride, padding), the input's shape, the shortcut's
@@ -144,7 +146,8 @@ def test_equals_layer_by_layer_for_any_geometry(n, h, w, channels, width, kernel
     ho, wo = ((size + 2 * (kernel // 2) - kernel) // stride + 1 for size in (h, w))
     assume(n * ho * wo >= 4)  # of 2 or 3 values the variance may be nearly 0, which amplifies rounding without bound
     arguments = (lambda: layers_of(first, second, seed=seed)), (n, h, w, channels), None, True
-    assert_same(run(*arguments, "auto"), run(*arguments, "reference"), tolerance=5e-3)
+    # The floor is for gradients that are rounding alone: 1e-5 where others are 1.
+    assert_same(run(*arguments, "auto"), run(*arguments, "reference"), tolerance=5e-3, floor=1e-2)
 
 
 @pytest.mark.parametrize("flat", [False, True])
