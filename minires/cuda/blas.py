@@ -15,7 +15,6 @@ Reading order: after batch_norm.py. Next: columns.cu and convolution.py.
 from __future__ import annotations
 
 import ctypes
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -176,9 +175,10 @@ def library() -> Any:
 
 def _find() -> ctypes.CDLL | None:
     try:
-        # Comes with CuPy 14: knows where pip and conda put NVIDIA's libraries.
-        pathfinder = importlib.import_module("cuda.pathfinder")
-        return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+        # Comes with CuPy 14, and knows where pip and conda put NVIDIA's libraries.
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
     except Exception:  # not installed, or it found none (it has an exception class of its own)
         pass
     for name in NAMES:

@@ -263,10 +263,10 @@ class ModuleList(Module):
         return len(list(self.named_children()))
 
     def __getitem__(self, index: int | slice) -> Any:  # a Module of any class: model[0].weight is no error for editors
-        modules = list(self)
+        found = list(self)[index]
         if isinstance(index, slice):
-            return Sequential(*modules[index]) if isinstance(self, Sequential) else ModuleList(modules[index])
-        return modules[index]
+            return Sequential(*found) if isinstance(self, Sequential) else ModuleList(found)
+        return found
 
 
 class Sequential(ModuleList):
