@@ -30,6 +30,9 @@ settings.register_profile("ci", max_examples=30, derandomize=True, deadline=None
 settings.register_profile("thorough", max_examples=500, derandomize=False, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Programs that tests start keep their compiled modules, whatever the shell says: they begin in half the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -10,6 +10,7 @@ multiprocessors are left out. The pooling, the classifier and the shortcut of op
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,7 @@ class Layer:
         return self.kernel == self.stride == (1, 1)
 
 
+@functools.lru_cache(maxsize=1)  # of the network in hand, for several precisions
 def layers(model: nn.Module, image: int) -> list[Layer]:
     """The convolutions of `model` for an image (image, image, 3), in the order in which they run."""
     names = {module: name for name, module in model.named_modules()}

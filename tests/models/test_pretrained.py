@@ -182,14 +182,18 @@ def test_a_file_that_is_not_there(tmp_path):
         models.resnet18(weights=tmp_path / "x.pth")
 
 
+OTHERS = pytest.mark.nightly("2 s; other depths are tried in any case")
+
+
 # From weights to the network -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("depth", "stem", "classes", "shortcut"),
     [
-        (18, "imagenet", 1000, True), (34, "cifar", 10, True), (50, "imagenet", 7, True), (101, "cifar", 10, True),
-        (18, "cifar", 3, False), (20, None, 10, True), (56, None, 100, True), (110, None, 10, True),
+        (18, "imagenet", 1000, True), (34, "cifar", 10, True), (50, "imagenet", 7, True),
+        (18, "cifar", 3, False), (20, None, 10, True), (56, None, 100, True),
+        pytest.param(101, "cifar", 10, True, marks=OTHERS), pytest.param(110, None, 10, True, marks=OTHERS),
     ],
 )  # fmt: skip
 def test_a_network_is_recognised_by_its_weights(depth, stem, classes, shortcut):

@@ -23,7 +23,7 @@ def trained(depth: int, stem: str | None) -> nn.Module:
 
 
 @pytest.mark.parametrize("kernels_in_use", ["auto", "reference"])
-@pytest.mark.parametrize(("depth", "stem"), [(20, None), (18, "cifar"), (18, "imagenet"), (50, "cifar")])
+@pytest.mark.parametrize(("depth", "stem"), [(20, None), (18, "imagenet"), (50, "cifar")])
 def test_outputs_are_those_of_evaluation(depth, stem, kernels_in_use):
     model = trained(depth, stem)
     before = model.state_dict()

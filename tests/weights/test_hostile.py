@@ -345,7 +345,7 @@ BOMBS = {
 }
 
 
-REPEATED = ("a pickle of lists, legacy", "a pickle of dicts in a dict")
+REPEATED = ("a pickle of lists, legacy", "a pickle of dicts in a dict", "a pickle of one tensor many times")
 
 
 @pytest.mark.parametrize(
