@@ -14,6 +14,8 @@ from minires.models.pretrained import Zeros
 jupytext = pytest.importorskip("jupytext", reason="pip install -e '.[notebook]'")
 nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[notebook]'")
 
+pytestmark = pytest.mark.usefixtures("pictures")  # a notebook shows them
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "resnet101_cifar10.py"
 SMALL = "train_size, test_size, num_epochs, image_size = 96, 64, 1, 32"
 OFFLINE = """
