@@ -42,7 +42,7 @@ def main() -> int:
 @functools.cache
 def texts() -> dict[str, str]:
     """What stands between the comments, by name."""
-    return tables.texts() | measured.texts()
+    return dict(**tables.texts(), **measured.texts())  # which refuses a name that both compute
 
 
 def filled(page: str, texts: dict[str, str]) -> str:
