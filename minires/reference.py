@@ -186,11 +186,22 @@ def column_sum(x: Array) -> Array:
     return module_of(x).ones(matrix.shape[0], dtype=x.dtype) @ matrix
 
 
-def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
-    """Mean and biased variance of x (..., C) per channel, each (C,)."""
+class Running(NamedTuple):
+    """The running statistics of a batch norm, which each batch of training moves in place."""
+
+    mean: Array  # (C,)
+    var: Array  # (C,), unbiased
+    batches: Array | None  # (), int64: how many batches there were
+    momentum: float
+
+
+def batch_norm_statistics(x: Array, running: Running | None = None) -> tuple[Array, Array]:
+    """Mean and biased variance of x (..., C) per channel, each (C,). The running statistics move towards them."""
     count = x.size // x.shape[-1]  # M
     mean = column_sum(x) / count
     var = column_sum((x - mean) ** 2) / count  # mean(x²) - mean² would cancel when the mean is large
+    if running:
+        update_running_statistics(running, mean, var, count)
     return mean, var
 
 
@@ -220,22 +231,14 @@ def batch_norm_backward(
     return dx, dweight, dbias
 
 
-def update_running_statistics(
-    running_mean: Array,
-    running_var: Array,
-    num_batches_tracked: Array | None,
-    mean: Array,
-    var: Array,
-    count: int,
-    momentum: float,
-) -> None:
-    """Move the running statistics (C,) in place towards those of a batch of `count` values per channel.
+def update_running_statistics(running: Running, mean: Array, var: Array, count: int) -> None:
+    """Move the running statistics in place towards those of a batch of `count` values per channel.
 
-    `var` is biased (divided by `count`), the running variance is not. `num_batches_tracked`, an int64 array of shape
-    (), counts the batches.
+    `var` is biased (divided by `count`), the running variance is not.
     """
-    if num_batches_tracked is not None:
-        num_batches_tracked[...] += 1
+    running_mean, running_var, batches, momentum = running
+    if batches is not None:
+        batches[...] += 1
     running_mean += momentum * (mean - running_mean)
     running_var += momentum * (var * (count / (count - 1)) - running_var)
 

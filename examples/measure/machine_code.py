@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.cuda import convolution, launch, precision
+from minires.cuda import launch, precision
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120")  # T4; A100; RTX 30; H100 and H200; RTX 50
 BEFORE_AMPERE = ("sm_75",)  # neither tf32 nor bf16 on the tensor cores
@@ -40,8 +40,7 @@ def variants(tiny: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in ("convolution", "weight_gradient"):
         for kind, activation in enumerate(("float", "float", "bfloat16")):
             for tile in TILES:
-                widest = convolution.WIDEST[precision.CHOICES[kind]] if file == "convolution" else TILES[-1]
-                if tile <= widest and (not tiny or (file, kind, tile) == ("convolution", 1, 64)):
+                if not tiny or (file, kind, tile) == ("convolution", 1, 64):
                     yield file, {"ACTIVATION": activation, "PRECISION": kind, "TILE_N": tile}
 
 

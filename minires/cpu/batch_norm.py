@@ -22,6 +22,7 @@ import numpy as np
 from minires.cpu.elementwise import blocks, chunks, repeats, wide
 from minires.cpu.matmul import ones
 from minires.cpu.workers import parallel, scratch
+from minires.reference import Running, update_running_statistics
 
 
 def column_sum(x: np.ndarray) -> np.ndarray:
@@ -78,7 +79,7 @@ class Moments:
         return mean.astype(np.float32), (fold(squares, channels) / count).astype(np.float32)
 
 
-def batch_norm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def batch_norm_statistics(x: np.ndarray, running: Running | None = None) -> tuple[np.ndarray, np.ndarray]:
     """See reference.batch_norm_statistics."""
     x = np.ascontiguousarray(x)
     channels = x.shape[-1]
@@ -90,7 +91,10 @@ def batch_norm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             moments.add(block)
         return moments
 
-    return Moments.merged(parallel(part, rows.shape[0]), channels)
+    mean, var = Moments.merged(parallel(part, rows.shape[0]), channels)
+    if running:
+        update_running_statistics(running, mean, var, x.size // channels)
+    return mean, var
 
 
 def batch_norm_apply(

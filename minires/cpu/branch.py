@@ -39,7 +39,7 @@ from minires.cpu.elementwise import (
 )
 from minires.cpu.workers import parallel, scratch
 from minires.nn.fused import BranchBackward, BranchLayer, InferenceLayer
-from minires.reference import output_size
+from minires.reference import output_size, update_running_statistics
 
 Vectors = tuple[np.ndarray, np.ndarray]  # two numbers for each channel
 
@@ -54,16 +54,17 @@ class _Saved(NamedTuple):
 
 def branch(
     x: np.ndarray, layers: Sequence[BranchLayer], shortcut: np.ndarray | None, relu: bool
-) -> tuple[np.ndarray, list[Vectors], BranchBackward]:
+) -> tuple[np.ndarray, BranchBackward]:
     """See nn.fused.Branch."""
     source, shape, saved = Images(np.ascontiguousarray(x)), x.shape, []
     for layer in layers:
         y = np.empty((shape[0], *output_size(shape, *layer.geometry), layer.weight.shape[3]), np.float32)
         gathered = convolution.forward(source, shape, layer.weight, layer.geometry, y, partial(_Statistics, y))
         mean, var = Moments.merged([worker.moments for worker in gathered], y.shape[3])
+        if layer.running:
+            update_running_statistics(layer.running, mean, var, y.size // y.shape[3])
         saved.append(_Saved(y, mean, var))
         source, shape = _Normalised(y, *_scale_and_shift(layer, saved[-1])), y.shape
-    statistics = [(mean, var) for _, mean, var in saved]
     has_shortcut = shortcut is not None
     z = _join(layers[-1], saved[-1], shortcut, relu)
     mask = z if relu else None  # without the ReLU backward does not need z
@@ -75,7 +76,7 @@ def branch(
         dx, gradients = _backward(g, sums, x, layers, saved, need_dx, g if shortcut_is_x else None, out)
         return dx, gradients, g if has_shortcut and not shortcut_is_x else None
 
-    return z, statistics, backward
+    return z, backward
 
 
 def evaluate_branch(
@@ -83,9 +84,10 @@ def evaluate_branch(
 ) -> np.ndarray:
     """See nn.fused.EvaluateBranch. Each chunk is scaled, shifted and masked while the chunk is cached."""
     x = np.ascontiguousarray(x)
-    for i, (weight, geometry, scale, shift) in enumerate(layers):
+    for i, (weight, geometry, norm, bias) in enumerate(layers):
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
+        scale, shift = norm.scale_and_shift() if norm else (None, bias)
         epilogue = _Epilogue(y, scale, shift, shortcut if last else None, relu or not last)  # one for all workers
         convolution.forward(Images(x), x.shape, weight, geometry, y, lambda epilogue=epilogue: epilogue)
         x = y

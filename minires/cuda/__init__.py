@@ -21,12 +21,7 @@ from minires.reference import *
 # isort: split
 from minires import device, kernels
 from minires.cuda import precision
-from minires.cuda.batch_norm import (
-    batch_norm_apply,
-    batch_norm_backward,
-    batch_norm_statistics,
-    update_running_statistics,
-)
+from minires.cuda.batch_norm import batch_norm_apply, batch_norm_backward, batch_norm_statistics
 from minires.cuda.branch import branch, evaluate_branch
 from minires.cuda.convolution import conv2d, conv2d_backward
 from minires.cuda.elementwise import relu, relu_backward

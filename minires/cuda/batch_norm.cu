@@ -18,7 +18,11 @@
 // There are no atomics, so the same input gives the same bits.
 #include "common.cuh"
 
-#define ROWS_AT_ONCE 8  // that a thread loads before it adds them up: enough reads in flight to keep the memory busy
+// Rows that a thread loads before it looks at them, so that enough reads are in flight to keep the memory busy: an H100
+// needs some 17 KB of them on each multiprocessor. Backward loads two or three arrays, and has twice the blocks.
+#define ROWS_AT_ONCE 8
+#define BACKWARD_ROWS 2
+#define MERGERS 32  // threads that merge the partial results of a channel
 
 // Mean and sum of squares around it of two samples together (Chan, Golub, LeVeque 1979). Taking E[x^2] - E[x]^2 instead
 // would lose the variance of a channel whose mean is large.
@@ -87,48 +91,43 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_partials(
         }
 }
 
-// The statistics from the partial ones. Grid (channels / 32), block (32, 8): 8 threads a channel, then a tree.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
+// The statistics from the partial ones. running_mean and running_var, if given, move towards them by `momentum`; the running
+// variance is the unbiased one, and `unbiased` is rows / (rows - 1). `batches` counts the batches on the device, since a
+// replayed graph runs no Python. Grid (channels / 32), block (32, MERGERS).
+extern "C" __global__ void __launch_bounds__(1024) batch_norm_statistics(
     const float* __restrict__ partials,  // [parts, 3, channels]
     float* __restrict__ mean,            // [channels]
     float* __restrict__ var,             // [channels]
+    float* __restrict__ running_mean,    // [channels], or null
+    float* __restrict__ running_var,     // [channels], or null
+    long long* __restrict__ batches,     // [1], or null
+    float momentum,
+    float unbiased,
     int parts,
     int channels) {
-    __shared__ float counts[8][32], means[8][32], squares[8][32];
-    int c = blockIdx.x * 32 + threadIdx.x, ty = threadIdx.y;
+    __shared__ float counts[MERGERS][32], means[MERGERS][32], squares[MERGERS][32];
+    int tx = threadIdx.x, ty = threadIdx.y, c = blockIdx.x * 32 + tx;
     float count = 0.0f, m = 0.0f, s = 0.0f;
     if (c < channels)
-        for (int part = ty; part < parts; part += 8) {
+        for (int part = ty; part < parts; part += MERGERS) {
             const float* p = partials + (size_t)part * 3 * channels + c;
             merge(count, m, s, p[0], p[channels], p[2 * channels]);
         }
-    counts[ty][threadIdx.x] = count, means[ty][threadIdx.x] = m, squares[ty][threadIdx.x] = s;
+    counts[ty][tx] = count, means[ty][tx] = m, squares[ty][tx] = s;
     __syncthreads();
-    if (ty == 0 && c < channels) {
-        for (int k = 1; k < 8; k++)
-            merge(count, m, s, counts[k][threadIdx.x], means[k][threadIdx.x], squares[k][threadIdx.x]);
-        mean[c] = m;
-        var[c] = s / count;
+    for (int half = MERGERS / 2; half > 0; half /= 2) {
+        if (ty < half) {
+            merge(count, m, s, counts[ty + half][tx], means[ty + half][tx], squares[ty + half][tx]);
+            counts[ty][tx] = count, means[ty][tx] = m, squares[ty][tx] = s;
+        }
+        __syncthreads();
     }
-}
-
-// running_mean and running_var move towards this batch's by `momentum`; the running variance is the unbiased one, and
-// `unbiased` is rows / (rows - 1). `batches` counts the batches on the device, since a replayed graph runs no Python.
-// Grid (channels / 256), block 256.
-extern "C" __global__ void update_running_statistics(
-    float* __restrict__ running_mean,  // [channels]
-    float* __restrict__ running_var,   // [channels]
-    long long* __restrict__ batches,   // [1], or null
-    const float* __restrict__ mean,    // [channels]
-    const float* __restrict__ var,     // [channels]
-    float momentum,
-    float unbiased,
-    int channels) {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (ty > 0 || c >= channels) return;
+    float v = s / count;
+    mean[c] = m, var[c] = v;
     if (c == 0 && batches) batches[0] += 1;  // one thread of the whole grid
-    if (c >= channels) return;
-    running_mean[c] += momentum * (mean[c] - running_mean[c]);
-    running_var[c] += momentum * (var[c] * unbiased - running_var[c]);
+    if (running_mean) running_mean[c] += momentum * (m - running_mean[c]);
+    if (running_var) running_var[c] += momentum * (v * unbiased - running_var[c]);
 }
 
 // y = (x - mean) * scale + bias [+ shortcut] [relu], scale = weight / sqrt(var + eps).
@@ -190,21 +189,26 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partial
             centre[i] = mean[c + i];
             if (bias) scale[i] = batch_norm_scale(var[c + i], weight[c + i], eps), shift[i] = bias[c + i];
         }
-#pragma unroll 4
-        for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += parts * blockDim.y) {
-            size_t at = (size_t)row * channels + c;
-            Lanes gradient = load(dy + at), input = load(x + at);
-            if (y) {
-                Lanes output = load(y + at);
-                for (int i = 0; i < VECTOR; i++) gradient.v[i] = output.v[i] > 0.0f ? gradient.v[i] : 0.0f;
+        int stride = parts * blockDim.y;
+        for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += BACKWARD_ROWS * stride) {
+            Lanes gradient[BACKWARD_ROWS], input[BACKWARD_ROWS], output[BACKWARD_ROWS];
+#pragma unroll
+            for (int k = 0; k < BACKWARD_ROWS; k++) {
+                size_t at = (size_t)(row + k * stride) * channels + c;
+                if (row + k * stride >= rows) break;
+                gradient[k] = load(dy + at), input[k] = load(x + at);
+                if (y) output[k] = load(y + at);
             }
-            if (bias)
-                for (int i = 0; i < VECTOR; i++)
-                    if (!(batch_norm_value(input.v[i], centre[i], scale[i], shift[i]) > 0.0f)) gradient.v[i] = 0.0f;
-            if (g) store(g + at, gradient);
-            for (int i = 0; i < VECTOR; i++) {
-                sum[i] += gradient.v[i];
-                product[i] += gradient.v[i] * (input.v[i] - centre[i]);
+#pragma unroll
+            for (int k = 0; k < BACKWARD_ROWS; k++) {
+                if (row + k * stride >= rows) break;
+                for (int i = 0; i < VECTOR; i++) {
+                    float z = y ? output[k].v[i] : bias ? batch_norm_value(input[k].v[i], centre[i], scale[i], shift[i]) : 1.0f;
+                    if (!(z > 0.0f)) gradient[k].v[i] = 0.0f;
+                    sum[i] += gradient[k].v[i];
+                    product[i] += gradient[k].v[i] * (input[k].v[i] - centre[i]);
+                }
+                if (g) store(g + (size_t)(row + k * stride) * channels + c, gradient[k]);
             }
         }
     }
@@ -228,8 +232,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partial
 }
 
 // dbias, dweight, and dx as a * g + b * x + k per channel: coefficients = (a, b, k). `count` is the number of rows, or 0 in
-// evaluation, where mean and var are constants and dx = a * g. Grid (channels / 32), block (32, 8).
-extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_coefficients(
+// evaluation, where mean and var are constants and dx = a * g. Grid (channels / 32), block (32, MERGERS).
+extern "C" __global__ void __launch_bounds__(1024) batch_norm_backward_coefficients(
     const float* __restrict__ partials,  // [parts, 2, channels]
     const float* __restrict__ mean,      // [channels]
     const float* __restrict__ var,       // [channels]
@@ -241,18 +245,21 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_coefficien
     int count,
     int parts,
     int channels) {
-    __shared__ float sums[8][32], products[8][32];
-    int c = blockIdx.x * 32 + threadIdx.x, ty = threadIdx.y;
+    __shared__ float sums[MERGERS][32], products[MERGERS][32];
+    int tx = threadIdx.x, ty = threadIdx.y, c = blockIdx.x * 32 + tx;
     float sum = 0.0f, product = 0.0f;
     if (c < channels)
-        for (int part = ty; part < parts; part += 8) {
+        for (int part = ty; part < parts; part += MERGERS) {
             const float* p = partials + (size_t)part * 2 * channels + c;
             sum += p[0], product += p[channels];
         }
-    sums[ty][threadIdx.x] = sum, products[ty][threadIdx.x] = product;
+    sums[ty][tx] = sum, products[ty][tx] = product;
     __syncthreads();
+    for (int half = MERGERS / 2; half > 0; half /= 2) {
+        if (ty < half) sums[ty][tx] = sum += sums[ty + half][tx], products[ty][tx] = product += products[ty + half][tx];
+        __syncthreads();
+    }
     if (ty == 0 && c < channels) {
-        for (int k = 1; k < 8; k++) sum += sums[k][threadIdx.x], product += products[k][threadIdx.x];
         float inverse_std = 1.0f / sqrtf(var[c] + eps), a = batch_norm_scale(var[c], weight[c], eps);
         float dw = product * inverse_std;
         float b = count ? -a * inverse_std * dw / count : 0.0f;

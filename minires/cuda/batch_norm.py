@@ -8,8 +8,11 @@ Reading order: after batch_norm.cu. Next: blas.py.
 
 from __future__ import annotations
 
-from minires.cuda.launch import BLOCKS, THREADS, activation_of, channel_grid, program, vector_width
+from minires.cuda.launch import BLOCKS, activation_of, channel_grid, program, vector_width
 from minires.device import Array, module_of
+from minires.reference import Running
+
+MERGERS = 32  # as in batch_norm.cu
 
 
 def _kernels(x: Array, vector: int):
@@ -22,7 +25,7 @@ def _rows(x: Array) -> tuple[Array, int, int]:
     return x, x.size // x.shape[-1], x.shape[-1]
 
 
-def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
+def batch_norm_statistics(x: Array, running: Running | None = None) -> tuple[Array, Array]:
     """See reference.batch_norm_statistics; float32."""
     x, rows, channels = _rows(x)
     xp, vector = module_of(x), vector_width(channels, x)
@@ -32,27 +35,13 @@ def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
     mean, var = xp.empty(channels, dtype="float32"), xp.empty(channels, dtype="float32")
     kernels = _kernels(x, vector)
     kernels["batch_norm_partials"](grid, block, x=x, partials=partials, rows=rows, channels=channels, parts=parts)
+    moved = running or Running(None, None, None, 0.0)
     kernels["batch_norm_statistics"](
-        (-(-channels // 32),), (32, 8), partials=partials, mean=mean, var=var, parts=parts, channels=channels
-    )
-    return mean, var
-
-
-def update_running_statistics(
-    running_mean: Array,
-    running_var: Array,
-    num_batches_tracked: Array | None,
-    mean: Array,
-    var: Array,
-    count: int,
-    momentum: float,
-) -> None:
-    """See reference.update_running_statistics; one launch, which counts the batch too."""
-    program("batch_norm")["update_running_statistics"](
-        (-(-mean.size // THREADS),), (THREADS,), running_mean=running_mean, running_var=running_var,
-        batches=num_batches_tracked, mean=mean, var=var, momentum=momentum, unbiased=count / (count - 1),
-        channels=mean.size,
+        (-(-channels // 32),), (32, MERGERS), partials=partials, mean=mean, var=var, running_mean=moved.mean,
+        running_var=moved.var, batches=moved.batches, momentum=moved.momentum,
+        unbiased=rows / (rows - 1) if running else 0.0, parts=parts, channels=channels,
     )  # fmt: skip
+    return mean, var
 
 
 def batch_norm_apply(x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -123,7 +112,7 @@ def normalise_add_relu_backward(
     dweight, dbias = (xp.empty(channels, dtype="float32") if a is None else a for a in out)
 
     vector = vector_width(channels, dz, x, z, g, dx)
-    grid, block = channel_grid(rows, channels, vector)
+    grid, block = channel_grid(rows, channels, vector, 2 * BLOCKS)
     parts = grid[1]
     partials, coefficients = xp.empty((parts, 2, channels), dtype="float32"), xp.empty((3, channels), dtype="float32")
     kernels = _kernels(x, vector)
@@ -132,7 +121,7 @@ def normalise_add_relu_backward(
         rows=rows, channels=channels, parts=parts,
     )  # fmt: skip
     kernels["batch_norm_backward_coefficients"](
-        (-(-channels // 32),), (32, 8), partials=partials, mean=mean, var=var, weight=weight, dweight=dweight,
+        (-(-channels // 32),), (32, MERGERS), partials=partials, mean=mean, var=var, weight=weight, dweight=dweight,
         dbias=dbias, coefficients=coefficients, eps=eps, count=rows if training else 0, parts=parts, channels=channels,
     )  # fmt: skip
     if g is not None:  # the mask has been applied already

@@ -32,9 +32,7 @@ class _Saved:
     var: Array
 
 
-def branch(
-    x: Array, layers: Sequence[BranchLayer], shortcut: Array | None, relu: bool
-) -> tuple[Array, list[tuple[Array, Array]], BranchBackward]:
+def branch(x: Array, layers: Sequence[BranchLayer], shortcut: Array | None, relu: bool) -> tuple[Array, BranchBackward]:
     """See nn.fused.Branch. The backward can be called once: it frees what forward has kept."""
     z = convert(x, precision.activation())
     added = None if shortcut is None else convert(shortcut, precision.activation())
@@ -42,15 +40,14 @@ def branch(
     for i, layer in enumerate(layers):
         last = i == len(layers) - 1
         y = convolution.forward(z, layer.weight, layer.geometry)
-        mean, var = batch_norm_statistics(y)
+        mean, var = batch_norm_statistics(y, layer.running)
         saved.append(_Saved(z, y, mean, var))
         z = normalise_add_relu(
             y, mean, var, layer.bn_weight, layer.bn_bias, layer.eps, added if last else None, relu or not last
         )
-    statistics = [(layer.mean, layer.var) for layer in saved]
     # A partial, not a closure: that would keep x, the shortcut and y alive too.
     dtypes = x.dtype.name, None if shortcut is None else shortcut.dtype.name
-    return z, statistics, partial(_backward, z if relu and added is not None else None, layers, saved, dtypes, relu)
+    return z, partial(_backward, z if relu and added is not None else None, layers, saved, dtypes, relu)
 
 
 def _backward(
@@ -105,6 +102,13 @@ def evaluate_branch(x: Array, layers: Sequence[InferenceLayer], shortcut: Array 
     shortcut = None if shortcut is None else convert(shortcut, precision.activation())
     for i, layer in enumerate(layers):
         last = i == len(layers) - 1
-        z = convolution.forward(z, layer.weight, layer.geometry)
-        scale_and_shift(z, layer.scale, layer.shift, shortcut if last else None, relu or not last)
+        y, norm = convolution.forward(z, layer.weight, layer.geometry), layer.norm
+        added, with_relu = shortcut if last else None, relu or not last
+        if norm is None:
+            scale_and_shift(y, None, layer.bias, added, with_relu)
+            z = y
+        else:  # one launch, which makes the scale of each channel itself
+            z = normalise_add_relu(
+                y, norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data, norm.eps, added, with_relu
+            )
     return z

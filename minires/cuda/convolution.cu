@@ -15,8 +15,6 @@
 #include "common.cuh"
 #include "tensor_core.cuh"
 
-#define B_LOADS ((STEP * TILE_N / 4 + THREADS - 1) / THREADS)  // 16-byte pieces of weight that a thread fetches a step
-
 extern "C" __global__ void __launch_bounds__(256) convolution(
     const activation* __restrict__ x,       // [n, h, w, c], aligned to 16
     const activation* __restrict__ weight,  // [kh, kw, c, o], aligned to 16
@@ -40,49 +38,45 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
     // Rows of A are padded by 4 words and rows of B by 8, so that the lanes of a warp read from 32 different banks.
     __shared__ __align__(16) unsigned A[2][TILE_M][STEP + 4];
     __shared__ __align__(16) unsigned B[2][STEP][TILE_N + 8];
+    __shared__ Window windows[TILE_M];
     int t = threadIdx.x, m0 = blockIdx.x * TILE_M, o0 = blockIdx.y * TILE_N;
+    if (t < TILE_M) windows[t] = window_of(m0 + t, m0 + t < n * ho * wo, h, w, c, ho, wo, sh, sw, ph, pw);
 
-    // This thread fetches, of A, words 4 * quad .. 4 * quad + 3 of two positions.
-    int quad = t % 4, row[2] = {t / 4, t / 4 + 64};
-    int top[2], left[2], image[2];
-    for (int k = 0; k < 2; k++) {
-        Position p = position_of(m0 + row[k], ho, wo);
-        top[k] = p.i * sh - ph, left[k] = p.j * sw - pw;
-        image[k] = p.image < n ? p.image : -1;
-    }
+    // In each step this thread fetches of A four words of the positions t / 4 and t / 4 + 64; of B, four columns of the rows
+    // b_word, b_word + B_ROWS, ... An address is a pointer of the thread's own, which stays, plus an offset that is the same
+    // for all threads.
+    int a_word = t % 4 * 4, a_channel = a_word * PER_WORD;
+    int b_word = t / (TILE_N / 4), b_column = t % (TILE_N / 4) * 4;
+    int b_channel = b_word < STEP && o0 + b_column < o ? b_word * PER_WORD : c;  // c: it fetches nothing
+    const activation *a_from = x + a_channel, *b_from = weight + (size_t)b_word * PER_WORD * o + o0 + b_column;
 
     uint4 a_raw[2], b_raw[B_LOADS];
     auto fetch = [&](int u, int v, int c0) {
-        int channel = c0 + quad * 4 * PER_WORD;
+        int tap = (u * dh * w + v * dw) * c + c0, k0 = ((u * kw + v) * c + c0) * o;  // an image has less than 2^31 elements
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            int r = top[k] + u * dh, s = left[k] + v * dw;
-            bool inside = image[k] >= 0 && r >= 0 && r < h && s >= 0 && s < w && channel < c;
-            const activation* p = x + (((size_t)image[k] * h + r) * w + s) * c + channel;
-            a_raw[k] = fetch_along_k(inside ? p : (const activation*)nullptr);
+            Window window = windows[t / 4 + 64 * k];
+            unsigned r = window.top + u * dh, s = window.left + v * dw;  // what is negative becomes large
+            a_raw[k] = fetch_along_k(a_from + window.start + tap, r < h && s < w && c0 + a_channel < c);
         }
 #pragma unroll
         for (int k = 0; k < B_LOADS; k++) {
-            int piece = t + k * THREADS, word = piece / (TILE_N / 4), column = o0 + piece % (TILE_N / 4) * 4;
-            int channel = c0 + word * PER_WORD;
-            const activation* p = weight + ((size_t)(u * kw + v) * c + channel) * o + column;
-            bool inside = word < STEP && column < o;
-            b_raw[k] = fetch_across_k(inside && channel < c ? p : (const activation*)nullptr,
-                                      inside && channel + 1 < c ? p + o : (const activation*)nullptr);
+            bool inside = c0 + b_channel + k * B_ROWS * PER_WORD < c;
+            const activation* p = b_from + k0 + k * B_ROWS * PER_WORD * o;
+            b_raw[k] = fetch_across_k(p, inside, p + o, inside);
         }
     };
     auto keep = [&](int buffer) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) *(uint4*)&A[buffer][row[k]][4 * quad] = words_along_k(a_raw[k]);
+        for (int k = 0; k < 2; k++) *(uint4*)&A[buffer][t / 4 + 64 * k][a_word] = words_along_k(a_raw[k]);
 #pragma unroll
-        for (int k = 0; k < B_LOADS; k++) {
-            int piece = t + k * THREADS, word = piece / (TILE_N / 4);
-            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = words_across_k(b_raw[k]);
-        }
+        for (int k = 0; k < B_LOADS; k++)
+            if (b_word < STEP) *(uint4*)&B[buffer][b_word + k * B_ROWS][b_column] = words_across_k(b_raw[k]);
     };
 
     float sums[BLOCKS_M][BLOCKS_N][4] = {};
     int u = 0, v = 0, c0 = 0, steps = kh * kw * ((c + STEP * PER_WORD - 1) / (STEP * PER_WORD));
+    __syncthreads();  // the windows are there
     fetch(u, v, c0);
     keep(0);
     __syncthreads();
@@ -103,7 +97,10 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
         int m = m0 + r, column = o0 + s;
         if (m >= n * ho * wo || column >= o) return;
         activation* p = y + (size_t)m * o + column;
-        if (accumulate) first += to_float(p[0]), second += to_float(p[1]);
-        round_to(first, p[0]), round_to(second, p[1]);
+        if (accumulate) {
+            float2 before = load_pair(p);
+            first += before.x, second += before.y;
+        }
+        store_pair(p, first, second);
     });
 }

@@ -23,7 +23,6 @@ from minires.reference import Geometry, group_slices, output_size
 
 COLUMN_BYTES = 256 << 20  # of columns at a time: enough rows for cuBLAS to fill the GPU, little beside the activations
 TILE_M = 128  # rows of a block's tile in convolution.cu and weight_gradient.cu
-WIDEST = {"fp32": 128, "tf32": 64, "bf16": 128}  # columns, in convolution.cu: 128 in tf32 would take 132 registers
 ALGORITHMS = ("auto", "implicit", "columns")
 algorithm = os.environ.get("MINIRES_CUDA_CONV", "auto")  # to force one of them, for measurements
 if algorithm not in ALGORITHMS:
@@ -163,12 +162,14 @@ def weight_gradient(dy: Array, x: Array, shape: tuple[int, ...], geometry: Geome
         tile = tile_n(outputs)  # as wide as can be: the parts fill the GPU
         positions = dy.size // outputs
         parts, rows = split(positions, -(-kernel // TILE_M) * -(-outputs // tile))
-        partials = xp.empty((parts, *shape), dtype="float32") if parts > 1 else out
+        # `out` may lie anywhere in the optimiser's buffer, and the kernel writes pairs.
+        in_place = parts == 1 and out.data.ptr % 8 == 0
+        partials = out if in_place else xp.empty((parts, *shape), dtype="float32")
         _program("weight_gradient", x, tile)["weight_gradient"](
             (-(-kernel // TILE_M), -(-outputs // tile), parts), (THREADS,), x=x, dy=dy, partials=partials, parts=parts,
             positions_per_part=rows, o=outputs, **_sizes(x.shape, dy.shape, geometry),
         )  # fmt: skip
-        return sum_parts(partials, out) if parts > 1 else out
+        return out if in_place else sum_parts(partials, out)
     for a, b in _chunks(dy.shape, kernel, x.itemsize) if how != "product" else [(0, len(x))]:
         columns = x if how == "product" else im2col(x[a:b], geometry)
         gradient = _split_product(
@@ -187,11 +188,11 @@ def split(positions: int, tiles: int) -> tuple[int, int]:
     return -(-positions // rows), rows
 
 
-def tile_n(outputs: int, widest: int = 128, rows: int = BLOCKS) -> int:
-    """Columns of a block's tile, 128, 64, 32 or 16: as many as there are `outputs` for, up to `widest`; fewer where
-    `rows` rows of such tiles would be too few to fill the GPU."""
+def tile_n(outputs: int, rows: int = BLOCKS) -> int:
+    """Columns of a block's tile, 128, 64, 32 or 16: as many as there are `outputs` for; fewer where `rows` rows of such
+    tiles would be too few to fill the GPU."""
     for width in (128, 64, 32):
-        if width <= min(outputs, widest) and (rows * -(-outputs // width) >= BLOCKS // 2 or width == 32):
+        if width <= outputs and (rows * -(-outputs // width) >= BLOCKS // 2 or width == 32):
             return width
     return 16 if outputs <= 16 else 32
 
@@ -244,7 +245,7 @@ def _implicit(x: Array, weight: Array, y: Array, geometry: Geometry, add: bool) 
     """y (+)= the convolution of x with weight (kh,kw,C,O), by convolution.cu."""
     outputs = weight.shape[3]
     rows = -(-y.size // outputs // TILE_M)  # of tiles
-    tile = tile_n(outputs, WIDEST[precision.current], rows)
+    tile = tile_n(outputs, rows)
     _program("convolution", x, tile)["convolution"](
         (rows, -(-outputs // tile)), (THREADS,), x=x, weight=weight, y=y, accumulate=int(add), o=outputs,
         **_sizes(x.shape, y.shape, geometry),

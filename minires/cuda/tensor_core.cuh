@@ -33,19 +33,22 @@
 #define BLOCKS_M (TILE_M / WARPS_M / 16)
 #define BLOCKS_N (TILE_N / WARPS_N / 8)
 
+#define B_ROWS (THREADS * 4 / TILE_N)             // rows of B that a block fetches at a time, 16 bytes a thread
+#define B_LOADS ((STEP + B_ROWS - 1) / B_ROWS)  // so often in a step
+
 #if PRECISION == 2
 #define PER_WORD 2
 #else
 #define PER_WORD 1
 #endif
 
-#ifndef CUDA_ON_CPU
-__device__ __forceinline__ unsigned round_to_tf32(unsigned v) {  // of a float's bits; NaN stays NaN
-    unsigned u;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(__uint_as_float(v)));
-    return u;
+// A float's bits, so that without their last 13, which the tensor core does not look at, they are the float rounded to 10
+// bits of mantissa, half away from zero. Two instructions; cvt.rna.tf32 takes four to five. NaN stays NaN: all its bits
+// may be ones, and adding would make it zero. Source: round_half_ulp_truncate in NVIDIA's CUTLASS.
+__device__ __forceinline__ unsigned round_to_tf32(unsigned v) {
+    float f = __uint_as_float(v);
+    return f == f ? v + 0x1000u : v;
 }
-#endif
 
 // d += a b, for one 16x8 matrix of the warp.
 __device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -106,6 +109,18 @@ __device__ __forceinline__ void multiply_tiles(float (&sums)[BLOCKS_M][BLOCKS_N]
 #endif
 }
 
+// Two neighbouring elements in one access, so that the lanes of a warp write whole sectors of 32 bytes. The address must be
+// a multiple of 8 (bfloat16: 4) bytes.
+__device__ __forceinline__ float2 load_pair(const float* p) { return *(const float2*)p; }
+__device__ __forceinline__ float2 load_pair(const bfloat16* p) {
+    unsigned u = *(const unsigned*)p;
+    return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u));
+}
+__device__ __forceinline__ void store_pair(float* p, float first, float second) { *(float2*)p = make_float2(first, second); }
+__device__ __forceinline__ void store_pair(bfloat16* p, float first, float second) {
+    *(unsigned*)p = bfloat16_bits(first) | bfloat16_bits(second) << 16;
+}
+
 // write(row, column, first, second) for each pair of neighbouring sums of this thread, in the tile's coordinates.
 template <class Write>
 __device__ __forceinline__ void write_tiles(float (&sums)[BLOCKS_M][BLOCKS_N][4], Write write) {
@@ -120,20 +135,33 @@ __device__ __forceinline__ void write_tiles(float (&sums)[BLOCKS_M][BLOCKS_N][4]
         }
 }
 
+// What a position of y sees of x: computed once for all threads and all steps, and kept in shared memory. Of a position that
+// does not exist, all is below the image.
+struct __align__(16) Window {
+    long long start;  // the window's first element in x: perhaps outside the image, where nothing is read
+    int top, left;    // its row and column
+};
+__device__ __forceinline__ Window window_of(int position, bool exists, int h, int w, int c, int ho, int wo, int sh, int sw,
+                                            int ph, int pw) {
+    Position p = position_of(position, ho, wo);
+    int top = exists ? p.i * sh - ph : h, left = p.j * sw - pw;
+    return {(((long long)p.image * h + top) * w + left) * c, top, left};
+}
+
 // On the way from memory into a tile, a thread holds 16 bytes in registers for the time of a multiplication: fetched before
 // it, kept after it. What is fetched is raw: the first instruction that looks at it waits for memory, some 500 cycles, so
 // rounding to tf32 and interleaving bfloat16 are left for when it is kept.
 //
 // Along k: four floats, or eight bfloat16. Across k: floats of row k for four neighbouring columns; or, for these columns,
-// bfloat16 of the rows 2k (`even`) and 2k + 1 (`odd`). Zeros for null pointers.
-__device__ __forceinline__ uint4 fetch_along_k(const activation* p) {
-    return p ? *(const uint4*)p : make_uint4(0, 0, 0, 0);
+// bfloat16 of the rows 2k (`even`) and 2k + 1 (`odd`). Zeros where it is not inside: nothing is read there.
+__device__ __forceinline__ uint4 fetch_along_k(const activation* p, bool inside) {
+    return inside ? *(const uint4*)p : make_uint4(0, 0, 0, 0);
 }
-__device__ __forceinline__ uint4 fetch_across_k(const float* even, const float*) {
-    return even ? *(const uint4*)even : make_uint4(0, 0, 0, 0);
+__device__ __forceinline__ uint4 fetch_across_k(const float* p, bool inside, const float*, bool) {
+    return inside ? *(const uint4*)p : make_uint4(0, 0, 0, 0);
 }
-__device__ __forceinline__ uint4 fetch_across_k(const bfloat16* even, const bfloat16* odd) {
-    uint2 e = even ? *(const uint2*)even : make_uint2(0, 0), o = odd ? *(const uint2*)odd : make_uint2(0, 0);
+__device__ __forceinline__ uint4 fetch_across_k(const bfloat16* even, bool even_inside, const bfloat16* odd, bool odd_inside) {
+    uint2 e = even_inside ? *(const uint2*)even : make_uint2(0, 0), o = odd_inside ? *(const uint2*)odd : make_uint2(0, 0);
     return make_uint4(e.x, e.y, o.x, o.y);
 }
 

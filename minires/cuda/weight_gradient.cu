@@ -13,13 +13,12 @@
 #include "common.cuh"
 #include "tensor_core.cuh"
 
-#define POSITIONS (STEP * PER_WORD)                            // that a step takes
-#define B_LOADS ((STEP * TILE_N / 4 + THREADS - 1) / THREADS)  // pieces of four columns of dy that a thread fetches a step
+#define POSITIONS (STEP * PER_WORD)  // that a step takes
 
 extern "C" __global__ void __launch_bounds__(256) weight_gradient(
     const activation* __restrict__ x,   // [n, h, w, c], aligned to 16
     const activation* __restrict__ dy,  // [n, ho, wo, o], aligned to 16
-    float* __restrict__ partials,       // [parts, kh, kw, c, o]
+    float* __restrict__ partials,       // [parts, kh, kw, c, o], aligned to 8
     int parts,
     int positions_per_part,
     int n,
@@ -40,52 +39,50 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
     // Both factors lie across k here (neighbours in memory are neighbours along the tile), so both have k as their rows.
     __shared__ __align__(16) unsigned A[2][STEP][TILE_M + 8];
     __shared__ __align__(16) unsigned B[2][STEP][TILE_N + 8];
-    __shared__ int image[2][POSITIONS], top[2][POSITIONS], left[2][POSITIONS];  // where each position's window begins
+    __shared__ Window windows[2][POSITIONS];
     int t = threadIdx.x, k0 = blockIdx.x * TILE_M, o0 = blockIdx.y * TILE_N;
     int begin = blockIdx.z * positions_per_part, end = min(n * ho * wo, begin + positions_per_part);
 
     // This thread always fetches the same four rows (u, v, channel ...) of A, for words t / 32 and t / 32 + 8.
     int k = k0 + t % 32 * 4, channel = k % c, v = k / c % kw, u = k / c / kw;
-    bool row_exists = k < kh * kw * c;
+    int down = k < kh * kw * c ? u * dh : h + ph, right = v * dw;  // from the window's start; of no row: below the image
+    const activation* tap = x + ((long long)u * dh * w + right) * c + channel;
+
+    // And of B four columns of the rows b_word, b_word + B_ROWS, ...
+    int b_word = t / (TILE_N / 4), b_column = t % (TILE_N / 4) * 4;
+    int b_first = b_word < STEP && o0 + b_column < o ? begin + b_word * PER_WORD : end;  // end: it fetches nothing
+    const activation* b_from = dy + (size_t)(begin + b_word * PER_WORD) * o + o0 + b_column;
 
     auto locate = [&](int step) {  // two divisions a position, once for the block instead of once for each thread
         if (t >= POSITIONS) return;
         int m = begin + step * POSITIONS + t;
-        Position p = position_of(m, ho, wo);
-        image[step % 2][t] = m < end ? p.image : -1;
-        top[step % 2][t] = p.i * sh - ph, left[step % 2][t] = p.j * sw - pw;
+        windows[step % 2][t] = window_of(m, m < end, h, w, c, ho, wo, sh, sw, ph, pw);
     };
-    auto input = [&](int step, int position) -> const activation* {
-        int which = image[step % 2][position];
-        int r = top[step % 2][position] + u * dh, s = left[step % 2][position] + v * dw;
-        bool inside = row_exists && which >= 0 && r >= 0 && r < h && s >= 0 && s < w;
-        return inside ? x + (((size_t)which * h + r) * w + s) * c + channel : nullptr;
+    auto inside = [&](const Window& window) {
+        unsigned r = window.top + down, s = window.left + right;  // what is negative becomes large
+        return r < h && s < w;
     };
     uint4 a_raw[2], b_raw[B_LOADS];
     auto fetch = [&](int step) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int position = (t / 32 + 8 * i) * PER_WORD;
-            a_raw[i] = fetch_across_k(input(step, position), PER_WORD == 2 ? input(step, position + 1) : nullptr);
+        for (int i = 0; i < B_LOADS; i++) {
+            int m = b_first + step * POSITIONS + i * B_ROWS * PER_WORD;
+            const activation* p = b_from + (size_t)(step * POSITIONS + i * B_ROWS * PER_WORD) * o;
+            b_raw[i] = fetch_across_k(p, m < end, p + o, m + 1 < end);
         }
 #pragma unroll
-        for (int i = 0; i < B_LOADS; i++) {
-            int piece = t + i * THREADS, word = piece / (TILE_N / 4), column = o0 + piece % (TILE_N / 4) * 4;
-            int m = begin + step * POSITIONS + word * PER_WORD;
-            const activation* p = dy + (size_t)m * o + column;
-            bool inside = word < STEP && column < o;
-            b_raw[i] = fetch_across_k(inside && m < end ? p : (const activation*)nullptr,
-                                      inside && m + 1 < end ? p + o : (const activation*)nullptr);
+        for (int i = 0; i < 2; i++) {
+            const Window* window = &windows[step % 2][(t / 32 + 8 * i) * PER_WORD];
+            Window even = window[0], odd = window[PER_WORD - 1];
+            a_raw[i] = fetch_across_k(tap + even.start, inside(even), tap + odd.start, inside(odd));
         }
     };
     auto keep = [&](int buffer) {
 #pragma unroll
         for (int i = 0; i < 2; i++) *(uint4*)&A[buffer][t / 32 + 8 * i][t % 32 * 4] = words_across_k(a_raw[i]);
 #pragma unroll
-        for (int i = 0; i < B_LOADS; i++) {
-            int piece = t + i * THREADS, word = piece / (TILE_N / 4);
-            if (word < STEP) *(uint4*)&B[buffer][word][piece % (TILE_N / 4) * 4] = words_across_k(b_raw[i]);
-        }
+        for (int i = 0; i < B_LOADS; i++)
+            if (b_word < STEP) *(uint4*)&B[buffer][b_word + i * B_ROWS][b_column] = words_across_k(b_raw[i]);
     };
 
     float sums[BLOCKS_M][BLOCKS_N][4] = {};
@@ -109,6 +106,6 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
     write_tiles(sums, [&](int r, int s, float first, float second) {
         int row = k0 + r, column = o0 + s;
         if (row >= kh * kw * c || column >= o) return;
-        out[(size_t)row * o + column] = first, out[(size_t)row * o + column + 1] = second;
+        store_pair(out + (size_t)row * o + column, first, second);
     });
 }

@@ -10,6 +10,7 @@ import math
 from minires import kernels
 from minires.device import Array
 from minires.functional.arithmetic import check_floating
+from minires.reference import Running
 from minires.tensor import Tensor
 
 
@@ -42,11 +43,8 @@ def batch_norm(
     check_batch_norm(x.shape, weight.shape, bias.shape, running_mean.shape, running_var.shape, training)
     backend = kernels.of(x.data, weight.data, running_mean)
     if training:
-        mean, var = backend.batch_norm_statistics(x.data)
-        count = x.size // x.shape[-1]  # M
-        kernels.of(mean).update_running_statistics(  # x may be bfloat16, the statistics are float32
-            running_mean, running_var, num_batches_tracked, mean, var, count, momentum
-        )
+        running = Running(running_mean, running_var, num_batches_tracked, momentum)
+        mean, var = backend.batch_norm_statistics(x.data, running)
     else:
         dtype = weight.dtype if x.dtype.kind != "f" else x.dtype  # bfloat16, not an "f", is for activations only
         mean, var = running_mean.astype(dtype), running_var.astype(dtype)  # copies: training may move the originals

@@ -9,7 +9,6 @@ Reading order: when cpu/branch.py or cuda/branch.py is read; not needed before.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeGuard
 
@@ -20,7 +19,7 @@ from minires.functional.normalization import check_batch_norm
 from minires.nn.advice import arises_in
 from minires.nn.layers import BatchNorm2d, Conv2d, FoldedBatchNorm2d, Layers
 from minires.nn.module import Module
-from minires.reference import Geometry, output_size
+from minires.reference import Geometry, Running, output_size
 from minires.tensor import Tensor, is_grad_enabled
 
 TrainingLayers = Sequence[tuple[Conv2d, BatchNorm2d]]  # that a fused branch can train
@@ -34,18 +33,17 @@ class BranchLayer(NamedTuple):
     bn_weight: Array
     bn_bias: Array
     eps: float
+    running: Running | None = None  # statistics that the branch moves, as reference.batch_norm_statistics does
 
 
 class InferenceLayer(NamedTuple):
-    """A convolution, and y * scale + shift for what its batch norm does in evaluation; scale and shift are (O,).
-
-    scale is None where it is folded into the weight already.
-    """
+    """A convolution and the batch norm behind it, in evaluation; or, where that is folded into the convolution, its
+    bias (O,) alone."""
 
     weight: Array
     geometry: Geometry
-    scale: Array | None
-    shift: Array
+    norm: BatchNorm2d | None
+    bias: Array | None
 
 
 class BranchBackward(Protocol):
@@ -68,8 +66,8 @@ class Branch(Protocol):
 
     def __call__(
         self, x: Array, layers: Sequence[BranchLayer], shortcut: Array | None, relu: bool
-    ) -> tuple[Array, list[tuple[Array, Array]], BranchBackward]:
-        """z (N,Ho,Wo,O); the mean and the biased variance (O,) of each layer's batch; the function of the gradients."""
+    ) -> tuple[Array, BranchBackward]:
+        """z (N,Ho,Wo,O), and the function of the gradients."""
         ...
 
 
@@ -117,7 +115,7 @@ def _is_inference_pair(conv: Conv2d, norm: BatchNorm2d | FoldedBatchNorm2d) -> b
 
 def _train(compute: Branch, x: Tensor, layers: TrainingLayers, shortcut: Tensor | None, relu: bool) -> Tensor:
     """The branch in training mode, by a backend's `branch`: the checks before it, the tape behind it."""
-    described, counts = [], []
+    described = []
     for (conv, norm), (geometry, shape) in zip(layers, _checked(x, layers, shortcut)):
         vectors = (norm.weight.shape, norm.bias.shape, norm.running_mean.shape, norm.running_var.shape)
         try:
@@ -125,11 +123,10 @@ def _train(compute: Branch, x: Tensor, layers: TrainingLayers, shortcut: Tensor 
         except ValueError as error:
             arises_in(norm, error)
             raise
-        described.append(BranchLayer(conv.weight.data, geometry, norm.weight.data, norm.bias.data, norm.eps))
-        counts.append(math.prod(shape[:3]))  # M
-    z, statistics, compute_backward = compute(x.data, described, None if shortcut is None else shortcut.data, relu)
-    for (_, norm), (mean, var), count in zip(layers, statistics, counts):
-        norm.track(mean, var, count)
+        described.append(
+            BranchLayer(conv.weight.data, geometry, norm.weight.data, norm.bias.data, norm.eps, norm.running)
+        )
+    z, compute_backward = compute(x.data, described, None if shortcut is None else shortcut.data, relu)
 
     parameters = [tensor for conv, norm in layers for tensor in (conv.weight, norm.weight, norm.bias)]
     others = [x] if shortcut is None or shortcut is x else [x, shortcut]
@@ -152,12 +149,12 @@ def _infer(compute: EvaluateBranch, x: Tensor, layers: Layers, shortcut: Tensor 
     the convolution."""
     described = []
     for (conv, norm), (geometry, _) in zip(layers, _checked(x, layers, shortcut)):
-        if isinstance(norm, BatchNorm2d):
-            scale, shift = norm.scale_and_shift()
-        else:
-            assert conv.bias is not None  # `fold` has put the shift there
-            scale, shift = None, conv.bias.data
-        described.append(InferenceLayer(conv.weight.data, geometry, scale, shift))
+        described.append(
+            InferenceLayer(
+                conv.weight.data, geometry, norm if isinstance(norm, BatchNorm2d) else None,
+                None if conv.bias is None else conv.bias.data,
+            )
+        )  # fmt: skip
     return Tensor(compute(x.data, described, None if shortcut is None else shortcut.data, relu))
 
 

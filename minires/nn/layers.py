@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 import minires.functional as F
-from minires import kernels
 from minires.device import Array
 from minires.nn import advice
 from minires.nn.init import fans, uniform_
 from minires.nn.module import Module, Parameter
-from minires.reference import Geometry, Pair, pair
+from minires.reference import Geometry, Pair, Running, pair
 from minires.tensor import Tensor
 
 
@@ -110,12 +109,10 @@ class BatchNorm2d(Module):
             self.uses_batch, self.momentum, self.eps, num_batches_tracked=self.num_batches_tracked,
         )  # fmt: skip
 
-    def track(self, mean: Array, var: Array, count: int) -> None:
-        """Move the running statistics as `forward` does, towards statistics computed elsewhere: the mean and biased
-        variance (C,) of `count` values per channel."""
-        kernels.of(mean).update_running_statistics(
-            self.running_mean, self.running_var, self.num_batches_tracked, mean, var, count, self.momentum
-        )
+    @property
+    def running(self) -> Running:
+        """What `forward` moves in training."""
+        return Running(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum)
 
     def scale_and_shift(self) -> tuple[Array, Array]:
         """(scale, shift), both (C,): evaluation is x * scale + shift."""

@@ -264,13 +264,31 @@ def test_update_running_statistics(backend, channels, count, counts, seed):
     with backend.active() as xp:
         arrays = [backend.array(a) for a in (running_mean, running_var, mean, var)]
         batches = xp.asarray(np.array(41, np.int64)) if counts else None
-        backend.module.update_running_statistics(*arrays[:2], batches, *arrays[2:], count, 0.3)
+        running = reference.Running(*arrays[:2], batches, 0.3)
+        backend.module.update_running_statistics(running, *arrays[2:], count)
         got = [backend.result("update_running_statistics", a) for a in arrays]
         assert batches is None or int(batches) == 42
     backend.expect(got[0], 0.7 * running_mean + 0.3 * mean)
     backend.expect(got[1], 0.7 * running_var + 0.3 * var * count / (count - 1))
     backend.expect(got[2], mean)
     backend.expect(got[3], var)
+
+
+@given(shape=image_shapes(), counts=st.booleans(), seed=seeds(), layout=layouts)
+def test_taking_the_statistics_moves_the_running_ones(backend, shape, counts, seed, layout):
+    assume(math.prod(shape[:3]) >= 2)
+    x, start = kink_free_array(shape, seed), [kink_free_array(shape[3:], seed + i) for i in (1, 2)]
+    with backend.active() as xp:
+        batches = xp.asarray(np.array(41, np.int64)) if counts else None
+        running = reference.Running(*map(backend.array, start), batches, 0.3)
+        mean, var = backend.module.batch_norm_statistics(backend.array(x, layout), running)
+        got = [backend.result("batch_norm_statistics", a) for a in (mean, var, running.mean, running.var)]
+        assert batches is None or int(batches) == 42
+    matrix = x.reshape(-1, shape[3])
+    for a, b in zip(got[:2], (matrix.mean(axis=0), matrix.var(axis=0))):
+        backend.expect(a, b)
+    backend.expect(got[2], 0.7 * start[0] + 0.3 * matrix.mean(axis=0))
+    backend.expect(got[3], 0.7 * start[1] + 0.3 * matrix.var(axis=0, ddof=1))
 
 
 # Activation, pooling, loss

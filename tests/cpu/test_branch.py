@@ -372,13 +372,13 @@ def three_layers(shape=(3, 6, 5, 4)):
 
 def test_every_gradient_is_put_where_it_is_wanted():
     layers, x, shortcut, dz = three_layers()
-    new = cpu.branch(x, layers, shortcut, True)[2](dz, True, False, [None] * 9)[1]
+    new = cpu.branch(x, layers, shortcut, True)[1](dz, True, False, [None] * 9)[1]
     for given_places in ([True] * 9, [i % 2 == 0 for i in range(9)], [i % 2 == 1 for i in range(9)]):
         flat = np.full(sum(gradient.size for gradient in new), np.nan, np.float32)
         ends = np.cumsum([gradient.size for gradient in new])
         places = [flat[end - a.size : end].reshape(a.shape) for a, end in zip(new, ends)]
         out = [place if wanted else None for place, wanted in zip(places, given_places)]
-        _, gradients, _ = cpu.branch(x, layers, shortcut, True)[2](dz, True, False, out)
+        _, gradients, _ = cpu.branch(x, layers, shortcut, True)[1](dz, True, False, out)
         for gradient, place, expected in zip(gradients, out, new):
             assert place is None or gradient is place
             np.testing.assert_array_equal(gradient, expected)
@@ -397,7 +397,7 @@ def test_gradients_that_are_not_wanted_are_none(relu):
         ("x is the shortcut", x, True, True),
         ("x again, as another array", x.copy(), True, False),
     ):
-        dx, gradients, dshortcut = cpu.branch(x, layers, other, relu)[2](dz, need_dx, is_x, [None] * 9)
+        dx, gradients, dshortcut = cpu.branch(x, layers, other, relu)[1](dz, need_dx, is_x, [None] * 9)
         assert (dx is None) == (not need_dx)
         assert (dshortcut is None) == (other is None or is_x)
         assert [g.shape for g in gradients] == [a.shape for layer in layers for a in (layer[0], *layer[2:4])]
@@ -408,21 +408,22 @@ def test_gradients_that_are_not_wanted_are_none(relu):
 
 def test_statistics_are_those_of_each_layers_output():
     layers, x, _, _ = three_layers()
-    z, statistics, _ = cpu.branch(x, layers, None, True)
-    assert len(statistics) == 3
-    for layer, (mean, var) in zip(layers, statistics):
+    running = [reference.Running(*np.zeros((2, layer.bn_bias.size), np.float32), None, 1.0) for layer in layers]
+    z, _ = cpu.branch(x, [layer._replace(running=r) for layer, r in zip(layers, running)], None, True)
+    for layer, moved in zip(layers, running):
         y = reference.conv2d(x, layer.weight, None, *layer.geometry[1:], 1)
-        for got, expected in zip((mean, var), reference.batch_norm_statistics(y)):
-            assert got.dtype == np.float32
-            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
-        x = reference.relu(reference.batch_norm_apply(y, mean, var, *layer[2:]))
+        mean, var = reference.batch_norm_statistics(y)
+        count = y.size // y.shape[3]
+        np.testing.assert_allclose(moved.mean, mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(moved.var, var * count / (count - 1), rtol=1e-4, atol=1e-6)
+        x = reference.relu(reference.batch_norm_apply(y, mean, var, *layer[2:5]))
     np.testing.assert_allclose(z, x, rtol=1e-3, atol=1e-5)
 
 
 def test_backward_frees_each_layers_output_on_the_way():
     """While the first layer's gradients are computed, only its own output is still there."""
     layers, x, _, dz = three_layers()
-    backward = cpu.branch(x, layers, None, True)[2]
+    backward = cpu.branch(x, layers, None, True)[1]
     saved = inspect.getclosurevars(backward).nonlocals["saved"]
     alive, seen = [weakref.ref(layer.y) for layer in saved], []
     original = convolution.backward

@@ -88,11 +88,12 @@ def test_batches_are_counted_on_the_device_once_whatever_the_grid(any_gpu):
     """700 channels: three blocks, of which one counts."""
     import cupy
 
-    vectors = [cupy.ones(700, dtype="float32") for _ in range(4)]
-    batches = cupy.zeros((), dtype="int64")
+    x, batches = cupy.ones((1, 2, 1, 700), dtype="float32"), cupy.zeros((), dtype="int64")
+    running = reference.Running(*(cupy.zeros(700, dtype="float32") for _ in range(2)), batches, 0.5)
     any_gpu.reset()
     for _ in range(3):
-        cuda.update_running_statistics(*vectors[:2], batches, *vectors[2:], 8, 0.1)
+        cuda.batch_norm_statistics(x, running)
     if isinstance(any_gpu, simulator.Gpu):
-        assert any_gpu.launches == {"update_running_statistics": 3}
+        assert any_gpu.launches == {"batch_norm_partials": 3, "batch_norm_statistics": 3}
     assert int(batches) == 3
+    np.testing.assert_array_equal(running.mean.get(), np.full(700, 0.875))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from minires import cuda, kernels, reference
+from minires.nn import BatchNorm2d
 from minires.nn.fused import BranchLayer, InferenceLayer
-from minires.reference import Geometry
+from minires.reference import Geometry, Running
 from tests import simulator
 
 branch_file = importlib.import_module("minires.cuda.branch")  # `cuda.branch` is the function
@@ -43,7 +44,7 @@ def make(name):
 
 
 def plain(x, layers, shortcut, relu, dz):
-    """z, statistics, dx, gradients and dshortcut by the reference's operations, in float64."""
+    """z, (count, mean, var) of each layer, dx, gradients and dshortcut by the reference's operations, in float64."""
     saved, z = [], x
     for i, layer in enumerate(layers):
         last = i == len(layers) - 1
@@ -62,7 +63,13 @@ def plain(x, layers, shortcut, relu, dz):
         g, dweight, dbias = reference.batch_norm_backward(g, y, mean, var, layer.bn_weight, layer.eps, True)
         g, dconv = reference.conv2d_backward(g, before, layer.weight, *layer.geometry[1:], 1, True, True)
         gradients = [dconv, dweight, dbias, *gradients]
-    return z, [s[2:4] for s in saved], g, gradients, dshortcut if shortcut is not None else None
+    return (
+        z,
+        [(s[1].size // s[1].shape[3], *s[2:4]) for s in saved],
+        g,
+        gradients,
+        dshortcut if shortcut is not None else None,
+    )
 
 
 def double(layers):
@@ -106,12 +113,19 @@ def test_a_branch_in_training(any_gpu, name, kind, relu, precision):
     for buffers in (False, True):
         out = [cupy.empty(g.shape, dtype="float32") if buffers and i % 2 else None for i, g in enumerate(gradients)]
         for need_dx in (True, False):
-            got_z, got_statistics, backward = cuda.branch(device_x, on_device(layers), device_shortcut, relu)
+            running = [
+                Running(
+                    cupy.zeros(layer.bn_bias.shape, "float32"), cupy.zeros(layer.bn_bias.shape, "float32"), None, 1.0
+                )
+                for layer in layers
+            ]
+            tracked = [layer._replace(running=r) for layer, r in zip(on_device(layers), running)]
+            got_z, backward = cuda.branch(device_x, tracked, device_shortcut, relu)
             got_dx, got_gradients, got_dshortcut = backward(device_dz, need_dx, kind == "x", out)
             close(got_z, z, tolerance)
-            for got, expected in zip(got_statistics, statistics, strict=True):
-                close(got[0], expected[0], tolerance)
-                close(got[1], expected[1], tolerance)
+            for got, (y, mean, var) in zip(running, statistics, strict=True):
+                close(got.mean, mean, tolerance)
+                close(got.var, var * y / (y - 1), tolerance)
             for got, buffer, expected in zip(got_gradients, out, gradients, strict=True):
                 assert buffer is None or got is buffer
                 assert got.dtype == np.float32
@@ -139,15 +153,23 @@ def test_a_branch_in_inference(any_gpu, name, add, folded, relu, precision):
     rng = np.random.default_rng(9)
     described, z = [], x.astype(np.float64)
     for i, layer in enumerate(double(layers)):
-        scale = None if folded else rng.standard_normal(layer.bn_bias.shape)
-        z = reference.conv2d(z, layer.weight, None, *layer.geometry[1:], 1) * (1 if folded else scale) + layer.bn_bias
+        norm = None if folded else BatchNorm2d(layer.bn_bias.size)
+        scale, shift = 1, layer.bn_bias
+        if norm:
+            norm.weight.data, norm.bias.data = layer.bn_weight, layer.bn_bias
+            norm.running_mean, norm.running_var = rng.standard_normal(shift.shape), 0.5 + rng.random(shift.shape)
+            scale, shift = norm.scale_and_shift()
+        z = reference.conv2d(z, layer.weight, None, *layer.geometry[1:], 1) * scale + shift
         last = i == len(layers) - 1
         z = z + shortcut if add and last else z
         z = reference.relu(z) if relu or not last else z
-        weight, scale, shift = (
-            None if a is None else cupy.asarray(a.astype(np.float32)) for a in (layer.weight, scale, layer.bn_bias)
-        )
-        described.append(InferenceLayer(weight, layer.geometry, scale, shift))
+        weight, bias = (cupy.asarray(a.astype(np.float32)) for a in (layer.weight, layer.bn_bias))
+        if norm:
+            for tensor in (norm.weight, norm.bias):
+                tensor.data = cupy.asarray(tensor.data.astype(np.float32))
+            for name in ("running_mean", "running_var"):
+                setattr(norm, name, cupy.asarray(getattr(norm, name).astype(np.float32)))
+        described.append(InferenceLayer(weight, layer.geometry, norm, bias if folded else None))
     got = cuda.evaluate_branch(cupy.asarray(x), described, cupy.asarray(shortcut) if add else None, relu)
     close(got, z, ROUNDING[precision])
 
@@ -157,7 +179,7 @@ def test_backward_frees_each_array_once_it_is_past_it(gpu, monkeypatch):
     import cupy
 
     x, layers, dz, _ = make("bottleneck")
-    _, _, backward = cuda.branch(cupy.asarray(x), on_device(layers), None, True)
+    _, backward = cuda.branch(cupy.asarray(x), on_device(layers), None, True)
     kept = [weakref.ref(saved.y._memory) for saved in backward.args[2]]
     alive = []
     real = branch_file.convolution.weight_gradient

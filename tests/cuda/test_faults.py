@@ -45,6 +45,21 @@ def statistics():
     check(lambda cupy: cuda.batch_norm_statistics(cupy.asarray(x)), reference.batch_norm_statistics(x))
 
 
+def parts():
+    """Eighteen partial results of each channel, merged by as many threads."""
+    x, dy, weight = random(10, 30, 30, 12), random(10, 30, 30, 12, seed=1), random(12, seed=2)
+    mean, var = expected = reference.batch_norm_statistics(x)
+    check(lambda cupy: cuda.batch_norm_statistics(cupy.asarray(x)), expected)
+    host = dy, x, mean, var, weight
+    dx, dweight, dbias = reference.batch_norm_backward(*host, 1e-5, True)
+
+    def run(cupy):
+        dx, dweight, dbias = cuda.batch_norm_backward(*map(cupy.asarray, host), 1e-5, True)
+        return dx, dweight / 100, dbias / 100  # sums of 9,000
+
+    check(run, (dx, dweight / 100, dbias / 100))
+
+
 def sums():
     x = random(5, 9, 9, 12)
     check(lambda cupy: cuda.column_sum(cupy.asarray(x)), reference.column_sum(x))
@@ -67,17 +82,15 @@ def batch_norm():
 
 
 def running():
-    """700 channels: three blocks."""
-    host = [random(700, seed=i) for i in range(4)]
+    """70 channels: three blocks."""
+    x, start = random(5, 3, 3, 70), [random(70, seed=i) for i in (1, 2)]
 
-    def run(cupy):
-        vectors, batches = [cupy.asarray(a) for a in host], cupy.asarray(np.array(4))
-        cuda.update_running_statistics(*vectors[:2], batches, *vectors[2:], 5, 0.1)
-        return *vectors[:2], batches
+    def moved(module, asarray):
+        statistics = reference.Running(*(asarray(a.copy()) for a in start), asarray(np.array(4)), 0.1)
+        module.batch_norm_statistics(asarray(x), statistics)
+        return statistics[:3]
 
-    batches = np.array(4)
-    reference.update_running_statistics(*(expected := [a.copy() for a in host])[:2], batches, *expected[2:], 5, 0.1)
-    check(run, (*expected[:2], batches))
+    check(lambda cupy: moved(cuda, cupy.asarray), moved(reference, np.asarray))
 
 
 def loss():
@@ -102,6 +115,18 @@ def implicit(geometry=GEOMETRY, draw=random):
 
     y = reference.conv2d(x, weight, None, **options)
     check(run, (y, *reference.conv2d_backward(dy, x, weight, **options, **backward)))
+
+
+def wide():
+    """136 outputs: tiles of 128, whose weight takes two loads a thread."""
+    x, weight = random(1, 4, 12, 16), random(3, 3, 16, 136, seed=1)
+    options = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "tile_n", lambda outputs, rows=0: 128)
+        check(
+            lambda cupy: cuda.conv2d(cupy.asarray(x), cupy.asarray(weight), None, **options),
+            reference.conv2d(x, weight, None, **options),
+        )
 
 
 def strided():
@@ -149,7 +174,20 @@ FAULTS = {  # what: file, text, what it becomes, the guard that must notice
         running,
     ),
     "the batch not counted": ("batch_norm", "batches[0] += 1;", ";", running),
-    "the running variance biased": ("batch_norm", "var[c] * unbiased", "var[c]", running),
+    "the running variance biased": ("batch_norm", "v * unbiased", "v", running),
+    "half of the threads that merge left out": (
+        "batch_norm",
+        "for (int half = MERGERS / 2; half > 0; half /= 2) {\n        if (ty < half) {",
+        "for (int half = MERGERS / 4; half > 0; half /= 2) {\n        if (ty < half) {",
+        parts,
+    ),
+    "half of the threads that add up left out": (
+        "batch_norm",
+        "for (int half = MERGERS / 2; half > 0; half /= 2) {\n        if (ty < half) sums",
+        "for (int half = MERGERS / 4; half > 0; half /= 2) {\n        if (ty < half) sums",
+        parts,
+    ),
+    "the second of two rows left out": ("batch_norm", "k < BACKWARD_ROWS; k++", "k < 1; k++", batch_norm),
     "the mean of two parts not weighted": ("batch_norm", "__fdividef(other_count, total)", "0.5f", statistics),
     "the difference of two means forgotten": (
         "batch_norm",
@@ -172,7 +210,19 @@ FAULTS = {  # what: file, text, what it becomes, the guard that must notice
         "if (step + 1 < steps) keep(1 - buffer);",
         implicit,
     ),
-    "no padding above": ("convolution", "top[k] = p.i * sh - ph", "top[k] = p.i * sh", implicit),
+    "no padding above": ("tensor_core", "exists ? p.i * sh - ph : h", "exists ? p.i * sh : h", implicit),
+    "the halves of a pair exchanged": (
+        "tensor_core",
+        "make_float2(first, second)",
+        "make_float2(second, first)",
+        implicit,
+    ),
+    "the second load of a step of the weight left out": (
+        "convolution",
+        "bool inside = c0 + b_channel + k * B_ROWS * PER_WORD < c",
+        "bool inside = k == 0 && c0 + b_channel < c",
+        wide,
+    ),
     "a tap left out": ("convolution", "if (v == kw) v = 0, u++;", "if (v == kw - 1) v = 0, u++;", implicit),
     "positions used before they are located": (
         "weight_gradient",
@@ -199,7 +249,7 @@ def _implicit_where_possible(monkeypatch, request):
     monkeypatch.setattr(convolution, "algorithm", "columns" if "im2col" in str(request.node.name) else "implicit")
 
 
-GUARDS = [sums, statistics, batch_norm, running, loss, implicit, strided, pairs, batch]
+GUARDS = [sums, statistics, parts, batch_norm, running, loss, implicit, wide, strided, pairs, batch]
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda g: g.__name__)

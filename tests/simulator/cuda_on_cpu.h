@@ -30,8 +30,10 @@ extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
 struct dim3 { unsigned x, y, z; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(8) uint2 { unsigned x, y; };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline float __fdividef(float a, float b) { return a / b; }
@@ -147,7 +149,7 @@ template <class T> static inline T __shfl_xor_sync(unsigned, T value, int mask) 
 // The tensor cores: D (16x8) += A (16x8) B (8x8) in 32-bit words, one word being one TF32 number or two bfloat16. Which lane
 // holds which element is in tensor_core.cuh.
 static inline float word_product(unsigned a, unsigned b, bool pairs) {
-    if (!pairs) return __uint_as_float(a) * __uint_as_float(b);
+    if (!pairs) return __uint_as_float(a & 0xffffe000u) * __uint_as_float(b & 0xffffe000u);  // no more is looked at
     return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
            __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
 }
@@ -165,7 +167,4 @@ static inline void emulated_mma(float* d, const unsigned* a, const unsigned* b, 
         d[i] = sum;
     }
     cpu::warp_barrier();
-}
-static inline unsigned round_to_tf32(unsigned v) {  // a float's bits, to 10 of mantissa, half away from zero, as cvt.rna
-    return (v & 0x7fffffffu) > 0x7f800000u ? v : (v + 0x1000u) & 0xffffe000u;  // NaN stays NaN
 }

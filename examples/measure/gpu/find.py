@@ -251,8 +251,7 @@ def kernel_cases(tiny: bool) -> list[KernelCase]:
     pooled = reference.max_pool2d(x, *window)
     features, classifier = normal(n, c), normal(c, 10)
     adam = (1, 1e-3, 0.9, 0.999, 1e-8, 0.0, False)
-    size, vector, batches = x.nbytes, np.float32([0.5, 0.4, 0.3]), np.array(7)
-    running = (bias, weight, batches, mean, var, n, 0.1)
+    size, vector = x.nbytes, np.float32([0.5, 0.4, 0.3])
     gradients = "dx dweight dbias"
     contract = [
         ("batch_norm_statistics", "mean var", (x,), size),
@@ -273,7 +272,6 @@ def kernel_cases(tiny: bool) -> list[KernelCase]:
         ("cross_entropy_backward", "dlogits", (np.float32(2), probabilities, labels, 0.1), 2 * logits.nbytes),
         ("sgd_update", "parameter gradient velocity", (*flat, 0.1, 0.9, 5e-4, True), 5 * flat[0].nbytes),
         ("adam_update", "parameter gradient mean square", (*flat, abs(flat[0]), *adam), 7 * flat[0].nbytes),
-        ("update_running_statistics", "running_mean running_var batches", running, 4 * bias.nbytes),
         ("crop_and_flip", "images", (images, *offsets, 4), 2 * images.nbytes),
         ("make_batch", "x y", (images, labels, choices, 0, n, 4, vector, vector), 5 * images.nbytes),
         ("normalize", "images", (images, vector, vector), 5 * images.nbytes),
