@@ -15,7 +15,7 @@ Reading order: after batch_norm.py. Next: columns.cu and convolution.py.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +103,7 @@ class Handle:
         import cupy
 
         self.functions, self.handle, self.stream = functions, ctypes.c_void_p(), None
-        self._call(functions.cublasCreate_v2, ctypes.byref(self.handle))
+        self._check("cublasCreate_v2", functions.cublasCreate_v2(ctypes.byref(self.handle)))
         # From the device itself, not from whatever pool is in use: it outlives them all.
         with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
             self.workspace = cupy.empty(WORKSPACE_BYTES, dtype=cupy.uint8)
@@ -113,9 +113,9 @@ class Handle:
 
     def use(self, stream: int) -> None:
         """Work on `stream` from now on. In this order: setting the stream forgets the workspace."""
-        self._call(self.functions.cublasSetStream_v2, self.handle, ctypes.c_void_p(stream))
+        self.call("cublasSetStream_v2", ctypes.c_void_p(stream))
         address, size = ctypes.c_void_p(self.workspace.data.ptr), ctypes.c_size_t(WORKSPACE_BYTES)
-        self._call(self.functions.cublasSetWorkspace_v2, self.handle, address, size)
+        self.call("cublasSetWorkspace_v2", address, size)
         self.stream = stream
 
     def gemm(self, a: Matrix, b: Matrix, c: Matrix, count: int, accumulate: bool, compute: int) -> None:
@@ -126,16 +126,19 @@ class Handle:
         if stream != self.stream:
             self.use(stream)
         (m, k), n = a.shape, b.shape[1]
-        self._call(
-            self.functions.cublasGemmStridedBatchedEx, self.handle, int(b.transposed), int(a.transposed), n, m, k,
+        self.call(
+            "cublasGemmStridedBatchedEx", int(b.transposed), int(a.transposed), n, m, k,
             self.one, *_described(b), *_described(a), self.one if accumulate else self.zero, *_described(c),
             count, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
-    def _call(self, function: Callable, *arguments: Any) -> None:
-        status = function(*arguments)
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of cuBLAS with the handle. Raises `RuntimeError` for a status that is no success."""
+        self._check(name, getattr(self.functions, name)(self.handle, *arguments))
+
+    @staticmethod
+    def _check(name: str, status: int) -> None:
         if status:
-            name = getattr(function, "__name__", "cuBLAS")
             raise RuntimeError(f"{name} failed with status {status} ({STATUS.get(status, 'see cublasStatus_t')})")
 
 
@@ -150,6 +153,7 @@ _MATRIX = [_POINTER, _INT, _INT, _LONG]
 SIGNATURES = {
     "cublasCreate_v2": [_POINTER],
     "cublasDestroy_v2": [_POINTER],
+    "cublasGetVersion_v2": [_POINTER, _POINTER],
     "cublasSetStream_v2": [_POINTER, _POINTER],
     "cublasSetWorkspace_v2": [_POINTER, _POINTER, ctypes.c_size_t],
     "cublasGemmStridedBatchedEx": [
@@ -162,31 +166,37 @@ NAMES = ("libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "cublas64_13.d
 def library() -> Any:
     """The cuBLAS library with its functions declared. Raises `RuntimeError` saying how to get it."""
     found = _find()
-    if found is None:
-        raise RuntimeError(
-            "the cuBLAS library is not installed; install it with: pip install nvidia-cublas-cu12, or, for CUDA 13, "
-            "pip install 'nvidia-cublas==13.*'"
-        )
     for name, signature in SIGNATURES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, _INT
     return found
 
 
-def _find() -> ctypes.CDLL | None:
+def _find() -> ctypes.CDLL:
     try:
         # Comes with CuPy 14, and knows where pip and conda put NVIDIA's libraries.
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
         return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
-    except Exception:  # not installed, or it found none (it has an exception class of its own)
-        pass
+    except Exception as error:  # not installed, or it found none (it has an exception class of its own)
+        reason = error
     for name in NAMES:
-        try:
+        with suppress(OSError):
             return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None
+    text = " ".join(f"{type(reason).__name__}: {reason}".split())
+    raise RuntimeError(
+        f"the cuBLAS library cannot be loaded ({text}); install it with: pip install nvidia-cublas-cu12, or, for "
+        "CUDA 13, pip install 'nvidia-cublas==13.*'"
+    ) from reason
+
+
+def version() -> str:
+    """The version of cuBLAS, such as "13.0.2"."""
+    number = ctypes.c_int()
+    handle = _open()
+    handle.call("cublasGetVersion_v2", ctypes.byref(number))
+    major, rest = divmod(number.value, 10_000)
+    return f"{major}.{rest // 100}.{rest % 100}"
 
 
 _handle: Handle | None = None

@@ -1,7 +1,10 @@
 // im2col and its transpose: a convolution as one matrix product.
 //
-//     columns[n, i, j, u, v, c] = x[n, i*sh + u*dh - ph, j*sw + v*dw - pw, c], 0 outside the image
+//     columns[n, i, j, g, u, v, c] = x[n, i*sh + u*dh - ph, j*sw + v*dw - pw, g*C + c], 0 outside the image
 //     x[n, r, s, c] = sum of the columns that im2col would fill from it
+//
+// for the groups g, of C channels each, of a convolution with groups: the columns of a group are neighbours. One group is
+// the usual case.
 //
 // col2im gathers: each pixel finds the windows that contain it, kh * kw at most. No atomics, always the same order.
 //
@@ -11,7 +14,8 @@
 
 extern "C" __global__ void __launch_bounds__(256) im2col(
     const activation* __restrict__ x,  // [n, h, w, c], aligned
-    activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned
+    activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned: group by group
+    int groups,
     int n,
     int h,
     int w,
@@ -28,7 +32,8 @@ extern "C" __global__ void __launch_bounds__(256) im2col(
     int dw) {
     int k = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;  // of a row of columns
     if (k >= kh * kw * c) return;
-    int channel = k % c, v = k / c % kw, u = k / c / kw;
+    int size = c / groups, v = k / size % kw, u = k / size / kw % kh;
+    int channel = k / (size * kw * kh) * size + k % size;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
         auto [image, i, j] = position_of(row, ho, wo);
         int r = i * sh + u * dh - ph, s = j * sw + v * dw - pw;
@@ -40,9 +45,10 @@ extern "C" __global__ void __launch_bounds__(256) im2col(
 
 // dx = col2im(columns), or dx += it.
 extern "C" __global__ void __launch_bounds__(256) col2im(
-    const activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned
+    const activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned: group by group
     activation* __restrict__ dx,             // [n, h, w, c], aligned
     int accumulate,
+    int groups,
     int n,
     int h,
     int w,
@@ -59,6 +65,8 @@ extern "C" __global__ void __launch_bounds__(256) col2im(
     int dw) {
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
+    int size = c / groups;
+    columns += channel / size * (kh * kw * size) + channel % size;  // to the group, and the channel in it
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
         auto [image, r, s] = position_of(row, h, w);
         Lanes sum = {};
@@ -69,8 +77,8 @@ extern "C" __global__ void __launch_bounds__(256) col2im(
             for (int v = 0; v < kw; v++) {
                 int j = s + pw - v * dw;
                 if (j < 0 || j % sw || j / sw >= wo) continue;
-                size_t at = ((size_t)(image * ho + i / sh) * wo + j / sw) * (kh * kw) + u * kw + v;
-                Lanes value = load(columns + at * c + channel);
+                size_t at = ((size_t)(image * ho + i / sh) * wo + j / sw) * (kh * kw * groups) + u * kw + v;
+                Lanes value = load(columns + at * size);
                 for (int k = 0; k < VECTOR; k++) sum.v[k] += value.v[k];
             }
         }

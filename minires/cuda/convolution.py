@@ -4,8 +4,9 @@
     implicit        convolution.cu and weight_gradient.cu: no columns in memory
     columns         im2col, chunk by chunk, and cuBLAS; backwards cuBLAS and col2im: whatever the geometry
 
-`plan` says which. The weight's gradient is a sum over all positions with a small result, so it is split into parts that
-are computed side by side and then added up (`split`), in cuBLAS as a batch of products.
+`plan` says which. The groups of a convolution are a batch of products. The weight's gradient is a sum over all
+positions with a small result, so it is split into parts that are computed side by side and then added up (`split`), in
+cuBLAS as a batch of products.
 
 Reading order: after columns.cu, convolution.cu and weight_gradient.cu. Next: elementwise.py.
 """
@@ -19,7 +20,7 @@ from minires.cuda.elementwise import accumulate, convert, scale_and_shift, turn_
 from minires.cuda.launch import BLOCKS, THREADS, activation_of, channel_grid, program, vector_width
 from minires.cuda.sums import sum_parts
 from minires.device import Array, module_of
-from minires.reference import Geometry, group_slices, output_size
+from minires.reference import Geometry, output_size
 
 COLUMN_BYTES = 256 << 20  # of columns at a time: enough rows for cuBLAS to fill the GPU, little beside the activations
 TILE_M = 128  # rows of a block's tile in convolution.cu and weight_gradient.cu
@@ -29,17 +30,18 @@ if algorithm not in ALGORITHMS:
     raise ValueError(f"MINIRES_CUDA_CONV: {algorithm!r} is unknown, expected one of {', '.join(ALGORITHMS)}")
 
 
-def plan(geometry: Geometry, channels: int, outputs: int) -> str:
+def plan(geometry: Geometry, channels: int, outputs: int, groups: int = 1) -> str:
     """ "product", "implicit" or "columns".
 
-    The implicit kernels need channels and outputs in whole 16-byte pieces. In fp32 cuBLAS is so much faster than plain
-    multiply-adds that writing columns pays (estimate); on tensor cores memory is the limit, and columns lose.
+    The implicit kernels need one group, and channels and outputs in whole 16-byte pieces. In fp32 cuBLAS is so much
+    faster than plain multiply-adds that writing columns pays (estimate); on tensor cores memory is the limit, and
+    columns lose.
     `python examples/measure/gpu_check.py --plan measure` times both at the shapes of the ResNets.
     """
     if geometry == Geometry((1, 1), (1, 1), (0, 0), geometry.dilation):
         return "product"
     piece = 8 if precision.current == "bf16" else 4
-    if channels % piece or outputs % piece or algorithm == "columns":
+    if groups > 1 or channels % piece or outputs % piece or algorithm == "columns":
         return "columns"
     return "implicit" if algorithm == "implicit" or precision.current != "fp32" else "columns"
 
@@ -54,15 +56,8 @@ def conv2d(
     groups: int,
 ) -> Array:
     """See reference.conv2d; the result has the dtype of the activations (precision.py)."""
-    xp, outputs = module_of(x), weight.shape[3]
     geometry = Geometry(weight.shape[:2], stride, padding, dilation)
-    x = convert(x, precision.activation())
-    if groups == 1:
-        y = forward(x, weight, geometry)
-    else:  # group by group; ResNets have none
-        y = xp.empty((x.shape[0], *output_size(x.shape, *geometry), outputs), dtype=x.dtype)
-        for ins, outs in group_slices(groups, x.shape[3], outputs):
-            y[..., outs] = forward(xp.ascontiguousarray(x[..., ins]), xp.ascontiguousarray(weight[..., outs]), geometry)
+    y = forward(convert(x, precision.activation()), weight, geometry, groups)
     if bias is not None:
         scale_and_shift(y, None, bias, None, relu=False)
     return y
@@ -80,55 +75,56 @@ def conv2d_backward(
     need_dweight: bool,
 ) -> tuple[Array | None, Array | None]:
     """See reference.conv2d_backward. dx has the dtype of x, dweight is float32."""
-    xp, outputs, dtype = module_of(x), weight.shape[3], x.dtype
     geometry = Geometry(weight.shape[:2], stride, padding, dilation)
-    x, dy = convert(x, precision.activation()), convert(dy, precision.activation())
-    dx = dweight = None
-    if groups == 1:
-        dweight = weight_gradient(dy, x, weight.shape, geometry) if need_dweight else None
-        dx = input_gradient(dy, x.shape, weight, geometry) if need_dx else None
-    else:
-        dx = xp.empty(x.shape, dtype=x.dtype) if need_dx else None
-        dweight = xp.empty(weight.shape, dtype="float32") if need_dweight else None
-        for ins, outs in group_slices(groups, x.shape[3], outputs):
-            part, dy_part = xp.ascontiguousarray(weight[..., outs]), xp.ascontiguousarray(dy[..., outs])
-            x_part = xp.ascontiguousarray(x[..., ins])
-            if dx is not None:
-                dx[..., ins] = input_gradient(dy_part, x_part.shape, part, geometry)
-            if dweight is not None:
-                dweight[..., outs] = weight_gradient(dy_part, x_part, part.shape, geometry)
-    return convert(dx, dtype.name) if need_dx else None, dweight
+    x, dy, dtype = convert(x, precision.activation()), convert(dy, precision.activation()), x.dtype.name
+    dweight = weight_gradient(dy, x, weight.shape, geometry, groups=groups) if need_dweight else None
+    dx = input_gradient(dy, x.shape, weight, geometry, groups=groups) if need_dx else None
+    return None if dx is None else convert(dx, dtype), dweight
 
 
-# One group, contiguous arrays, x and dy in the activations' dtype ---------------------------------------------------
+# Contiguous arrays, x and dy in the activations' dtype. The columns of a matrix lie group by group -------------------
 
 
-def forward(x: Array, weight: Array, geometry: Geometry) -> Array:
+def _matrix(array: Array, rows: int, columns: int, groups: int) -> blas.Matrix:
+    """An array of `rows` rows as a stack of matrices, the columns of each group: (rows, columns / groups) each."""
+    return blas.Matrix(array, rows, columns // groups, ld=columns, stride=columns // groups)
+
+
+def forward(x: Array, weight: Array, geometry: Geometry, groups: int = 1) -> Array:
     """y (N,Ho,Wo,O)."""
-    channels, outputs = weight.shape[2:]
+    channels, outputs = x.shape[3], weight.shape[3]
     weight = convert(weight, x.dtype.name)
     y = module_of(x).empty((x.shape[0], *output_size(x.shape, *geometry), outputs), dtype=x.dtype)
-    how = plan(geometry, channels, outputs)
+    how = plan(geometry, channels, outputs, groups)
     if how == "implicit" and _aligned(x, weight, y):
         _implicit(x, weight, y, geometry, add=False)
         return y
-    kernel = weight.size // outputs  # K = kh*kw*C
-    for a, b in _chunks(y.shape, kernel, x.itemsize) if how != "product" else [(0, len(x))]:
-        columns = x if how == "product" else im2col(x[a:b], geometry)
+    kernel = weight.size // outputs  # K = kh*kw*C/groups
+    matrix = _matrix(weight, kernel, outputs, groups)
+    for a, b in _chunks(y.shape, kernel * groups, x.itemsize) if how != "product" else [(0, len(x))]:
+        columns = x if how == "product" else im2col(x[a:b], geometry, groups)
         rows = y[a:b].size // outputs
         blas.product(
-            blas.Matrix(columns, rows, kernel), blas.Matrix(weight, kernel, outputs), blas.Matrix(y[a:b], rows, outputs)
+            _matrix(columns, rows, kernel * groups, groups),
+            matrix,
+            _matrix(y[a:b], rows, outputs, groups),
+            count=groups,
         )
     return y
 
 
 def input_gradient(
-    dy: Array, shape: tuple[int, ...], weight: Array, geometry: Geometry, add_to: Array | None = None
+    dy: Array,
+    shape: tuple[int, ...],
+    weight: Array,
+    geometry: Geometry,
+    add_to: Array | None = None,
+    groups: int = 1,
 ) -> Array:
     """dx of `shape` (N,H,W,C); written over `add_to`, and added to what is there, if that is given."""
-    xp, (channels, outputs) = module_of(dy), weight.shape[2:]
+    xp, channels, outputs = module_of(dy), shape[3], weight.shape[3]
     dx = xp.empty(shape, dtype=dy.dtype) if add_to is None else add_to
-    how, (kh, kw) = plan(geometry, channels, outputs), geometry.kernel
+    how, (kh, kw) = plan(geometry, channels, outputs, groups), geometry.kernel
     back = tuple(d * (k - 1) - p for k, p, d in zip(geometry.kernel, geometry.padding, geometry.dilation))
     if how == "implicit" and geometry.stride == (1, 1) and min(back) >= 0:
         # With stride 1 the gradient is a convolution too: of dy, with the weight turned, padded to reach the borders.
@@ -137,33 +133,35 @@ def input_gradient(
             _implicit(dy, turned, dx, geometry._replace(padding=back), add=add_to is not None)
             return dx
     weight = convert(weight, dy.dtype.name)
-    kernel = kh * kw * channels
-    matrix = blas.Matrix(weight, kernel, outputs).T
+    kernel = kh * kw * channels  # of all groups
+    matrix = _matrix(weight, kernel // groups, outputs, groups).T
     if how == "product":
         rows = dy.size // outputs
-        blas.product(
-            blas.Matrix(dy, rows, outputs), matrix, blas.Matrix(dx, rows, channels), accumulate=add_to is not None
-        )
+        left, right = _matrix(dy, rows, outputs, groups), _matrix(dx, rows, channels, groups)
+        blas.product(left, matrix, right, count=groups, accumulate=add_to is not None)
         return dx
     for a, b in _chunks(dy.shape, kernel, dy.itemsize):
-        columns = xp.empty((*dy[a:b].shape[:3], kh, kw, channels), dtype=dy.dtype)
+        columns = xp.empty((*dy[a:b].shape[:3], groups, kh, kw, channels // groups), dtype=dy.dtype)
         rows = dy[a:b].size // outputs
-        blas.product(blas.Matrix(dy[a:b], rows, outputs), matrix, blas.Matrix(columns, rows, kernel))
-        col2im(columns, dx[a:b], geometry, add=add_to is not None)
+        left, right = _matrix(dy[a:b], rows, outputs, groups), _matrix(columns, rows, kernel, groups)
+        blas.product(left, matrix, right, count=groups)
+        col2im(columns, dx[a:b], geometry, groups, add=add_to is not None)
     return dx
 
 
-def weight_gradient(dy: Array, x: Array, shape: tuple[int, ...], geometry: Geometry, out: Array | None = None) -> Array:
-    """dweight of `shape` (kh,kw,C,O) in float32, into `out` if given."""
-    xp, (channels, outputs) = module_of(dy), shape[2:]
+def weight_gradient(
+    dy: Array, x: Array, shape: tuple[int, ...], geometry: Geometry, out: Array | None = None, groups: int = 1
+) -> Array:
+    """dweight of `shape` (kh,kw,C/groups,O) in float32, into `out` if given."""
+    xp, channels, outputs = module_of(dy), x.shape[3], shape[3]
     out = xp.empty(shape, dtype="float32") if out is None else out
-    how, kernel = plan(geometry, channels, outputs), shape[0] * shape[1] * channels
+    how, kernel = plan(geometry, channels, outputs, groups), shape[0] * shape[1] * channels
     if how == "implicit" and _aligned(x, dy):
         tile = tile_n(outputs)  # as wide as can be: the parts fill the GPU
         positions = dy.size // outputs
         parts, rows = split(positions, -(-kernel // TILE_M) * -(-outputs // tile))
         # `out` may lie anywhere in the optimiser's buffer, and the kernel writes pairs.
-        in_place = parts == 1 and out.data.ptr % 8 == 0
+        in_place = parts == 1 and _aligned(out, to=8)
         partials = out if in_place else xp.empty((parts, *shape), dtype="float32")
         _program("weight_gradient", x, tile)["weight_gradient"](
             (-(-kernel // TILE_M), -(-outputs // tile), parts), (THREADS,), x=x, dy=dy, partials=partials, parts=parts,
@@ -171,7 +169,12 @@ def weight_gradient(dy: Array, x: Array, shape: tuple[int, ...], geometry: Geome
         )  # fmt: skip
         return out if in_place else sum_parts(partials, out)
     for a, b in _chunks(dy.shape, kernel, x.itemsize) if how != "product" else [(0, len(x))]:
-        columns = x if how == "product" else im2col(x[a:b], geometry)
+        columns = x if how == "product" else im2col(x[a:b], geometry, groups)
+        if groups > 1:  # which fill the GPU themselves
+            rows, part = dy[a:b].size // outputs, _matrix(out, kernel // groups, outputs, groups)
+            left, right = _matrix(columns, rows, kernel, groups).T, _matrix(dy[a:b], rows, outputs, groups)
+            blas.product(left, right, part, count=groups, accumulate=a > 0)
+            continue
         gradient = _split_product(
             columns, dy[a:b], kernel, outputs, out if a == 0 else xp.empty(shape, dtype="float32")
         )
@@ -224,9 +227,9 @@ def _chunks(shape: tuple[int, ...], kernel: int, itemsize: int) -> list[tuple[in
     return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def _aligned(*arrays: Array) -> bool:
-    """Whether all begin at a multiple of 16 bytes; arrays of their own do, views into others may not."""
-    return all(array.data.ptr % 16 == 0 for array in arrays)
+def _aligned(*arrays: Array, to: int = 16) -> bool:
+    """Whether all begin at a multiple of `to` bytes; arrays of their own do, views into others may not."""
+    return all(array.data.ptr % to == 0 for array in arrays)
 
 
 def _sizes(x: tuple[int, ...], y: tuple[int, ...], geometry: Geometry) -> dict[str, int]:
@@ -252,21 +255,30 @@ def _implicit(x: Array, weight: Array, y: Array, geometry: Geometry, add: bool) 
     )  # fmt: skip
 
 
-def im2col(x: Array, geometry: Geometry) -> Array:
-    """See reference.im2col: (N,H,W,C) -> (N,Ho,Wo,kh,kw,C)."""
-    shape = (x.shape[0], *output_size(x.shape, *geometry), *geometry.kernel, x.shape[3])
+def im2col(x: Array, geometry: Geometry, groups: int = 1) -> Array:
+    """(N,H,W,C) -> (N,Ho,Wo,groups,kh,kw,C/groups): the windows, group by group."""
+    shape = (x.shape[0], *output_size(x.shape, *geometry), groups, *geometry.kernel, x.shape[3] // groups)
     columns = module_of(x).empty(shape, dtype=x.dtype)
-    vector = vector_width(x.shape[3], x, columns)
-    rows, width = shape[0] * shape[1] * shape[2], shape[3] * shape[4] * shape[5]
+    vector = vector_width(shape[-1], x, columns)
+    rows = shape[0] * shape[1] * shape[2]
+    width = columns.size // rows
     grid, block = channel_grid(rows, width, vector, 8 * BLOCKS)
     kernel = program("columns", ACTIVATION=activation_of(x), VECTOR=vector)["im2col"]
-    kernel(grid, block, x=x, columns=columns, **_sizes(x.shape, shape, geometry))
+    kernel(grid, block, x=x, columns=columns, groups=groups, **_sizes(x.shape, shape, geometry))
     return columns
 
 
-def col2im(columns: Array, dx: Array, geometry: Geometry, add: bool) -> None:
-    """dx (+)= reference.col2im(columns)."""
-    vector = vector_width(dx.shape[3], columns, dx)
+def col2im(columns: Array, dx: Array, geometry: Geometry, groups: int, add: bool) -> None:
+    """dx (N,H,W,C) = what `im2col` would take the columns from, each pixel the sum over its windows; or dx += it."""
+    vector = vector_width(columns.shape[-1], columns, dx)
     grid, block = channel_grid(dx.shape[0] * dx.shape[1] * dx.shape[2], dx.shape[3], vector, 8 * BLOCKS)
     kernel = program("columns", ACTIVATION=activation_of(dx), VECTOR=vector)["col2im"]
-    kernel(grid, block, columns=columns, dx=dx, accumulate=int(add), **_sizes(dx.shape, columns.shape, geometry))
+    kernel(
+        grid,
+        block,
+        columns=columns,
+        dx=dx,
+        accumulate=int(add),
+        groups=groups,
+        **_sizes(dx.shape, columns.shape, geometry),
+    )

@@ -34,7 +34,7 @@ def _column_bytes(model: Module, table: Summary, batch: int, share: float) -> fl
         module = modules[row.name]
         if isinstance(module, Conv2d):
             geometry = module.geometry
-            if convolution.plan(geometry, module.in_channels, module.out_channels) == "columns":
+            if convolution.plan(geometry, module.in_channels, module.out_channels, module.groups) == "columns":
                 positions = row.activation_bytes / 4 / module.out_channels
                 kernel = geometry.kernel[0] * geometry.kernel[1] * module.in_channels
                 most = max(most, min(4 * share * batch * positions * kernel, convolution.COLUMN_BYTES))

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
+
 from minires.device import cuda
 
 CHOICES = ("fp32", "tf32", "bf16")  # as PRECISION in tensor_core.cuh counts them
@@ -47,6 +49,18 @@ def why_not(choice: str) -> str | None:
         )
     if choice == "bf16" and importlib.util.find_spec("ml_dtypes") is None:
         return "precision 'bf16' needs ml_dtypes; install it with: pip install ml_dtypes"
+    if choice == "bf16" and capability:
+        import cupy
+        import ml_dtypes  # noqa: F401
+
+        try:
+            cupy.empty(0, dtype="bfloat16")
+        except Exception as error:  # CuPy knows bfloat16 from NumPy 2.1.2 on
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return (
+                f"precision 'bf16' needs NumPy 2.1.2 or newer, this is {np.__version__} (CuPy says {reason}); install "
+                "it with: pip install 'numpy>=2.1.2'"
+            )
     return None
 
 

@@ -37,13 +37,12 @@ class BranchLayer(NamedTuple):
 
 
 class InferenceLayer(NamedTuple):
-    """A convolution and the batch norm behind it, in evaluation; or, where that is folded into the convolution, its
-    bias (O,) alone."""
+    """A convolution and the batch norm behind it, in evaluation."""
 
     weight: Array
     geometry: Geometry
-    norm: BatchNorm2d | None
-    bias: Array | None
+    norm: BatchNorm2d | None  # None where it is folded into the weight and the bias
+    bias: Array  # (O,), or None where there is a norm
 
 
 class BranchBackward(Protocol):

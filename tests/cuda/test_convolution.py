@@ -209,6 +209,30 @@ def test_a_weights_gradient_takes_wide_tiles_and_as_many_parts_as_fill_the_gpu(c
     assert parts * tiles <= max(convolution.BLOCKS, tiles), "all at once"
 
 
+@pytest.mark.parametrize(("kernel", "groups"), [(1, 2), (3, 2), (3, 8)])
+def test_groups_are_one_batch_of_products(gpu, precision, kernel, groups, monkeypatch):
+    """Not a product, and copies, for each of them. Eight channels in two groups, or each by itself; in two chunks."""
+    import cupy
+
+    geometry = Geometry((kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1))
+    item = 2 if precision == "bf16" else 4
+    monkeypatch.setattr(convolution, "COLUMN_BYTES", 2 * 6 * 5 * kernel * kernel * 8 * item)
+    x, weight, dy = arrays(((4, 6, 5, 8), 16, geometry))
+    weight = weight[:, :, : 8 // groups]
+    same = {**options(geometry), "groups": groups}
+    device = [cupy.asarray(np.ascontiguousarray(a)) for a in (dy, x, weight)]
+    gpu.reset()
+    y = cuda.conv2d(*device[1:], None, **same)
+    gradients = cuda.conv2d_backward(*device, **same, need_dx=True, need_dweight=True)
+    chunks = 1 if kernel == 1 else 2
+    assert gpu.launches["gemm"] == 3 * chunks
+    assert gpu.launches["im2col"] == (0 if kernel == 1 else 2 * chunks)
+    assert not set(gpu.launches) - {"gemm", "im2col", "col2im", "from_float", "as_float"}, "no copies"
+    expected = reference.conv2d_backward(dy, x, weight, **same, need_dx=True, need_dweight=True)
+    for a, b in zip((y, *gradients), (reference.conv2d(x, weight, None, **same), *expected), strict=True):
+        np.testing.assert_allclose(a.get().astype(np.float64), b, rtol=2**-8 if precision == "bf16" else 0)
+
+
 @pytest.mark.parametrize("offset", [0, 1, 2])
 def test_a_gradient_is_written_to_any_place_of_the_optimisers_buffer(offset, precision, device, monkeypatch):
     """The kernel writes pairs of floats; a buffer may have an odd number of them before this weight."""

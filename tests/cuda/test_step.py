@@ -139,6 +139,10 @@ def test_the_step_learns(any_gpu, precision):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def norms_of(model):
+    return (m for m in model.modules() if isinstance(m, mr.nn.BatchNorm2d))
+
+
 def test_evaluation_equals_the_reference(any_gpu, choose):
     import cupy
 
@@ -147,12 +151,16 @@ def test_evaluation_equals_the_reference(any_gpu, choose):
     for device, choice in (("cpu", "reference"), ("cuda", "auto")):
         choose(choice)
         model = build(20).to(device).eval()
-        for norm in (m for m in model.modules() if isinstance(m, mr.nn.BatchNorm2d)):
+        for norm in norms_of(model):
             norm.running_mean += 0.1
             norm.running_var *= 1.5
+        any_gpu.reset()
         with mr.no_grad():
             logits.append(model(mr.Tensor(x if device == "cpu" else cupy.asarray(x))).numpy())
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-3, atol=1e-4)
+    if isinstance(any_gpu, simulator.Gpu):  # a product, its columns and a batch norm in each layer, and no more
+        assert any_gpu.launches["batch_norm_apply"] == len(list(norms_of(model)))
+        assert sum(any_gpu.launches.values()) <= 3 * len(list(norms_of(model))) + 5  # option A, the end
 
 
 def test_the_reference_runs_on_the_gpu_too(any_gpu, choose):
@@ -203,6 +211,22 @@ def test_a_label_that_is_no_class_makes_the_loss_nan(any_gpu, choose, label, cho
         gradient = logits.grad.get()
         assert np.isnan(gradient[1]).all()
         assert np.isfinite(gradient[[0, 2, 3]]).all()
+
+
+def test_a_numpy_too_old_for_bfloat16_is_said(gpu, monkeypatch):
+    """CuPy then lets `use` pass, and fails at the first array."""
+    pytest.importorskip("ml_dtypes")
+    import cupy
+
+    def empty(shape, dtype):
+        raise TypeError("Unsupported dtype bfloat16")
+
+    monkeypatch.setattr(cupy, "empty", empty)
+    with pytest.raises(
+        RuntimeError, match=r"'bf16' needs NumPy 2.1.2 .*Unsupported dtype.* pip install 'numpy>=2.1.2'"
+    ):
+        kernels.use_precision("bf16")
+    assert kernels.default_precision("bf16") == "tf32"
 
 
 def test_a_gpu_without_tensor_cores_for_it_refuses_tf32_and_bf16():

@@ -33,6 +33,10 @@ class FakeCublas:
         handle._obj.value = 1
         return 0
 
+    def cublasGetVersion_v2(self, handle: Any, version: Any) -> int:
+        version._obj.value = 130002
+        return 0
+
     def cublasDestroy_v2(self, handle: Any) -> int:
         return 0
 

@@ -64,8 +64,9 @@ def _versions() -> dict[str, Any]:
     libraries = ""
     with suppress(ImportError, AttributeError):  # the simulated CuPy has none
         libraries = str(importlib.import_module("cupyx").get_runtime_info())
-    cublas = getattr(blas.library(), "_name", "simulated")  # the path of the library
-    return {"text": f"NumPy {np.__version__}, cuBLAS {cublas}", "libraries": libraries}
+    path = getattr(blas.library(), "_name", "simulated")
+    text = f"NumPy {np.__version__}, cuBLAS {blas.version()} ({path})"
+    return {"text": text, "libraries": libraries}
 
 
 def _loaded(file: str, defines: dict[str, Any], name: str) -> dict[str, Any]:
