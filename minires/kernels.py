@@ -86,6 +86,7 @@ def part(name: str, device: str = "cpu") -> Any | None:
     step_bytes        memory of a training step, on a GPU (examples/train_cifar.py)
     pools_bytes       memory taken beside CuPy's own pool (train/report.py)
     threads           number of threads that compute (cli/info.py)
+    check             a comparison of the backend with the reference, on this machine (cli/commands.py)
     """
     return getattr(_backends[device][0], name, None) if in_use(device) != "reference" else None
 

@@ -7,8 +7,10 @@
     minires report runs/sgd runs/adam                             runs side by side: a table, and curves in one figure
     minires summary --depth 101                                   a network, layer by layer; --stages: by stages
     minires info                                                  versions, device, kernels, threads
+    minires check                                                 does this GPU compute what it should?
 
-Exit status: 0 done; 1 done, some files were no images; 2 unusable arguments or weights; 130 interrupted.
+Exit status: 0 done; 1 done, some files were no images, or the GPU is wrong; 2 unusable arguments or weights, no GPU to
+check; 130 interrupted.
 
 Reading order: after predict.py.
 """
@@ -31,9 +33,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import minires as mr
-from minires import models
+from minires import kernels, models
 from minires.cli import arguments as cli
 from minires.cli.predict import ImageError, batches, image_files, open_classifier
+from minires.device import cuda
 from minires.files.atomic import atomic
 from minires.models import resnet
 from minires.train import compare
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return {"predict": predict, "report": report, "summary": summary, "info": info}[args.command](parser, args)
+        run = {"predict": predict, "report": report, "summary": summary, "info": info, "check": check}[args.command]
+        return run(parser, args)
     except KeyboardInterrupt:
         print("minires: interrupted", file=sys.stderr)
         return 130
@@ -128,6 +132,8 @@ def make_parser() -> cli.Parser:
     add("--stages", action="store_true", help="the architecture table: a line for each stage, not for each layer")
 
     commands.add_parser("info", help="versions, device, kernels, threads")
+    text = "compare every CUDA kernel, and training steps, with the reference on this GPU"
+    commands.add_parser("check", help=text, description=f"{text.capitalize()}; takes about a minute.")
     return parser
 
 
@@ -261,3 +267,24 @@ def info(parser: cli.Parser, args: Namespace) -> int:
         value = "none" if value is None else value
         print(f"{name:<10} {', '.join(value) if isinstance(value, list) else value}")
     return 0
+
+
+def check(parser: cli.Parser, args: Namespace) -> int:
+    """`minires check`."""
+    if reason := cuda.why_not():
+        parser.exit(2, f"minires check: there is no GPU to check: {reason}\n")
+    run = kernels.part("check", "cuda")
+    if run is None:
+        parser.exit(2, "minires check: there is nothing to check: the kernels in use are the reference's\n")
+    gpu = mr.info()["gpu"]
+    print(f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory']}; minires {mr.__version__}")
+    wrong = run()
+    if not wrong:
+        print("the CUDA kernels are right on this GPU")
+        return 0
+    print(
+        f"the CUDA kernels are WRONG on this GPU: {'; '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Please "
+        "report this as an issue, with all lines above and the output of `minires info`. Until it is mended, "
+        "MINIRES_KERNELS=reference computes the same without these kernels, slowly"
+    )
+    return 1

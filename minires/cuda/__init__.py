@@ -7,8 +7,8 @@ weight_gradient.cu too). Read the .cu file first: it opens with the formula.
 
 Reading order: launch.py (how a kernel is compiled, checked and launched), sums, batch_norm, blas.py (matrix products),
 columns.cu, convolution and weight_gradient.cu with tensor_core.cuh, precision.py, elementwise, pooling, linear.py,
-loss, images, optimizers, branch.py, graph.py (a whole step as one launch), step.py, memory.py. docs/fast-cuda.md tells
-the story.
+loss, images, optimizers, branch.py, graph.py (a whole step as one launch), step.py, memory.py, check.py.
+docs/fast-cuda.md tells the story.
 
 Arrays are CuPy's, float32 or, with precision "bf16", bfloat16 where they are activations. Nothing here waits for the
 GPU.
@@ -23,6 +23,7 @@ from minires import device, kernels
 from minires.cuda import precision
 from minires.cuda.batch_norm import batch_norm_apply, batch_norm_backward, batch_norm_statistics
 from minires.cuda.branch import branch, evaluate_branch
+from minires.cuda.check import check
 from minires.cuda.convolution import conv2d, conv2d_backward
 from minires.cuda.elementwise import relu, relu_backward
 from minires.cuda.graph import pools_bytes

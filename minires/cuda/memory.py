@@ -1,6 +1,6 @@
 """How much of a GPU's memory a training step will take, and the error message when memory runs out.
 
-Reading order: after step.py.
+Reading order: after step.py. Next: check.py.
 """
 
 from __future__ import annotations

@@ -21,10 +21,8 @@ import pytest
 import minires as mr
 from examples.measure import gpu_check
 from examples.measure.gpu import cases, find, speed, tools
-from examples.measure.gpu.cases import breaks_the_context
 from examples.measure.gpu.pytest_cases import TestCases
-from minires import cuda, reference
-from minires.cuda import blas, convolution, launch, precision
+from minires.cuda import blas, launch
 from minires.cuda.graph import Recorder, free_memory, pools_bytes
 from tests import simulator
 
@@ -332,41 +330,8 @@ def test_an_error_that_only_passed_on_the_gpus_names_that_one_and_ends_the_proce
     assert json.loads(progress.read_text()) == [1, None], "the next process goes on after it"
 
 
-@pytest.mark.parametrize(
-    ("text", "lost"),
-    [
-        ("cudaErrorIllegalAddress: an illegal memory access was encountered", True),
-        ("CUDA_ERROR_MISALIGNED_ADDRESS: misaligned address", True),
-        ("cudaErrorLaunchFailure: unspecified launch failure", True),
-        ("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure", True),
-        ("cudaErrorMemoryAllocation: out of memory", False),
-        ("cudaErrorStreamCaptureUnsupported", False),
-    ],
-)
-def test_which_errors_break_the_context(text, lost):
-    assert breaks_the_context(text) == lost
-
-
-def test_recorded_steps_are_held_to_those_of_the_cpu(gpu, monkeypatch):
-    """Graph and eager agree on a wrong update too."""
-    assert not find.recorded_steps("fp32", tiny=True)["wrong"]
-    original = launch.source
-    fault = ("float v = momentum * velocity[i] + g;", "float v = momentum * velocity[i] + 0.5f * g;")
-    assert fault[0] in original("optimizers")
-    monkeypatch.setattr(launch, "source", lambda file, defines=(): original(file, defines).replace(*fault))
-    launch.program.cache_clear()
-    row = find.recorded_steps("fp32", tiny=True)
-    launch.program.cache_clear()
-    assert row["wrong"]
-    assert "WHICH ARE [2.4" in row["text"]
-    assert "graph and eager the same" in row["text"]
-
-
-def test_every_function_with_a_kernel_is_tried():
-    own = {name for name, value in vars(cuda).items() if getattr(value, "__module__", "").startswith("minires.cuda.")}
-    elsewhere = {"conv2d", "conv2d_backward", "branch", "evaluate_branch"}  # the stages convolutions and smoke
-    within = {"prepare_lr"}  # sgd_update and adam_update launch its kernel
-    assert own & set(vars(reference)) - elsewhere - within <= {case.name for case in find.kernel_cases(tiny=True)}
+def test_the_passes_of_every_kernel_are_known():
+    assert {case.name for case in find.check.kernel_cases(1, 4, 4, 10)} == set(find.PASSES)
 
 
 class _Step:
@@ -410,21 +375,6 @@ def test_a_profile_has_every_launch_of_a_step(gpu):
     assert milliseconds == sorted(milliseconds, reverse=True)
     assert f"{sum(milliseconds):.1f} ms in {sum(counts.values())} launches: " in row["text"]
     assert (launch.Kernel.__call__, blas.Handle.gemm) == before
-
-
-def test_what_is_wrong_with_an_output_is_said():
-    expected = np.arange(1.0, 13).reshape(3, 4)
-    got = expected.astype(np.float32)
-    (row,) = tools.outputs(got, expected, ["y"], 1e-5)
-    assert not row["wrong"]
-    got[1, 2], got[2, 0] = 70, np.nan
-    (row,) = tools.outputs(got, expected, ["y"], 1e-5)
-    assert (row["wrong"], row["nans"], row["bad"], row["first_bad"]) == (True, 1, 2, (1, 2))
-    assert tools.described([row]).endswith("2 of 12 bad, 1 NaN, first at (1, 2): got 70, expected 7")
-    rows = tools.outputs((expected, expected[:2]), (expected, expected), ["y", "dx"], 1e-5)
-    assert tools.described(rows) == "dx has shape (2, 4), expected (3, 4)"
-    assert tools.outputs(0 * expected, expected, ["y"], 1e-5)[0]["error"] == pytest.approx(1)
-    json.dumps(rows)
 
 
 def test_a_time_is_that_of_a_replayed_graph_or_says_that_it_is_not(any_gpu):
@@ -494,20 +444,6 @@ def test_as_many_epochs_are_trained_as_fit():
     assert speed.epochs_that_fit(18, 30, 60) == (8, 40 / 60)  # of 98 steps, 3.4 s, and 1.5 s
     assert speed.epochs_that_fit(101, 95, 100) == (5, 80 / 60)  # 10.7 s, and 3.5 s
     assert speed.epochs_that_fit(101, 95, 10)[0] == 1
-
-
-def test_what_is_computed_in_is_put_back_one_inside_the_other():
-    """It was not once, and both columns of the table of convolutions were one algorithm."""
-
-    def now():
-        return precision.current, convolution.algorithm
-
-    before = now()
-    with tools.computing("tf32", "implicit"):
-        with tools.computing("fp32", "columns"):
-            assert now() == ("fp32", "columns")
-        assert now() == ("tf32", "implicit")
-    assert now() == before
 
 
 def test_random_numbers_are_random(any_gpu):

@@ -25,16 +25,7 @@ from typing import Any, TextIO
 
 import minires as mr
 from examples.measure.gpu_check import BROKEN, append, is_ours, note_progress
-
-# What CUDA's errors say when the context is lost, without the underscores of the driver's.
-LOST = ("illegaladdress", "misalignedaddress", "illegalinstruction", "launchfail", "hardwarestack", "invalidpc",
-        "invalidaddressspace")  # fmt: skip
-
-
-def breaks_the_context(text: str) -> bool:
-    """Whether an error with this text leaves a CUDA context in which nothing works any more."""
-    text = text.lower().replace("_", "")
-    return any(word in text for word in LOST)
+from minires.cuda.check import breaks_the_context
 
 
 class Skipped(Exception):

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import minires as mr
 import minires.functional as F
 from examples.measure.gpu.cases import Cases
-from examples.measure.gpu.tools import (
-    TOLERANCE,
-    computing,
-    copy_bandwidth,
-    described,
-    dtype_of,
-    outputs,
-    precisions,
-    random,
-    timed,
-)  # fmt: skip
+from examples.measure.gpu.tools import copy_bandwidth, dtype_of, precisions, random, timed
 from examples.measure.machine_code import variants
-from minires import cuda, kernels, models, nn, optim, reference
-from minires.cuda import batch_norm, blas, launch
+from minires import cuda, kernels, models, nn, optim
+from minires.cuda import blas, launch
+from minires.cuda.check import TOLERANCE, computing, described, differences
 from minires.cuda.graph import Recorder, RecordingError, free_memory
 from minires.cuda.step import DeviceStep
 
+check = importlib.import_module("minires.cuda.check")  # `cuda.check` is the function
 LR = 0.01  # of the steps: small enough for each step to reduce the loss
 
 
 def compared(got: Any, expected: Any, names: str, tolerance: float, text: str = "") -> dict[str, Any]:
     """The values of a row on `got`, one or several outputs called `names`, against what is expected."""
-    found = outputs(got, expected, names.split(), tolerance)
+    found = differences(got, expected, names, tolerance)
     wrong = any(row["wrong"] for row in found)
     return {"text": f"{text} {described(found)}".strip(), "outputs": found, "wrong": wrong}
 
@@ -155,37 +146,9 @@ def _refused() -> dict[str, Any]:
 
 
 def recorded_steps(precision: str, tiny: bool) -> dict[str, Any]:
-    """Three steps of ResNet-20 after two for warm-up. Graph and eager must give the same losses, bit for bit, and the
-    losses of the reference on the CPU up to rounding."""
-    batch, size, steps = (2, 8, 5) if tiny else (8, 32, 5)
-    graph, eager = (step_losses(20, batch, precision, size, graph, steps)[0] for graph in (True, False))
-    host = _losses_on_the_cpu(20, batch, size, steps)
-    apart = float(abs(np.subtract(graph, host)).max()) / host[0]  # NaN if any is
-    right = apart < {"fp32": 1e-3, "tf32": 5e-2, "bf16": 1e-1}[precision]  # steps amplify what is rounded in the first
-    text = f"5 steps of ResNet-20 in {precision}: losses {graph[0]:.4f} to {graph[-1]:.4f}, {apart:.0e} from the CPU's"
-    text += "" if right else f" WHICH ARE {host}"
-    text += ", graph and eager the same" if graph == eager else f", graph and eager DIFFER: {graph}, {eager}"
-    losses = {"graph": graph, "eager": eager, "cpu": host}
-    return {"text": text, "wrong": not (graph == eager and right), "losses": losses}
-
-
-@functools.cache
-def _losses_on_the_cpu(depth: int, batch: int, size: int, steps: int) -> list[float]:
-    """The same steps as `step_losses`, by the reference."""
-    model, x, y = _model_and_batch(depth, batch, size)
-    x, y = x.get(), y.get()
-    optimizer, losses = optim.SGD(model.parameters(), LR, 0.9), []
-    kernels.use("reference")
-    try:
-        for _ in range(steps):
-            loss = F.cross_entropy(model(mr.Tensor(x)), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    finally:
-        kernels.use("auto")
-    return losses
+    """Steps of ResNet-20, as a graph and launched one by one, and on the CPU."""
+    right, text = check.steps_are_right(precision, *((2, 8) if tiny else (8, 32)))
+    return {"text": f"steps of ResNet-20 in {precision}: {text}", "wrong": not right}
 
 
 def _model_and_batch(depth: int, batch: int, size: int) -> tuple[nn.Module, Any, Any]:
@@ -217,153 +180,42 @@ def step_losses(
 IN_L2 = 100e6  # bytes, below which the next call finds some of them in the cache: 50 to 60 MB on an H100 or H200
 
 
-class KernelCase(NamedTuple):
-    """A function of the CUDA backend, and what it is called with."""
-
-    name: str
-    outputs: str  # their names, separated by spaces
-    arguments: tuple[Any, ...]  # with NumPy arrays
-    bytes: float  # that it has to move
-    function: Callable[..., Any]
-    definition: Callable[..., Any]  # the same, by functions of reference.py
-
-
-def kernel_cases(tiny: bool) -> list[KernelCase]:
-    """Each function of the contract that has a kernel, and the two fused ones of cuda/batch_norm.py."""
-    rng = np.random.default_rng(0)
-    n, h, c = (2, 6, 8) if tiny else (256, 32, 64)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    x, shortcut, dy = (normal(n, h, h, c) for _ in range(3))
-    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-    weight, bias = rng.uniform(0.5, 1.5, c).astype(np.float32), normal(c)
-    normalized = (mean, var, weight, bias, 1e-5)
-    x[abs(reference.batch_norm_apply(x, *normalized)) < 1e-2] += 0.1  # no sign shall hang on a rounding
-    y = reference.relu(reference.batch_norm_apply(x, *normalized))
-    logits, labels = normal(n, 10), rng.integers(0, 10, n)
-    probabilities = reference.cross_entropy(logits, labels, 0.1)[1]
-    flat = [normal(1000 if tiny else 16_000_000) for _ in range(3)]
-    images = rng.integers(0, 256, (n, h, h, 3), dtype=np.uint8)
-    offsets = [rng.integers(0, 9, n), rng.integers(0, 9, n), rng.integers(0, 2, n).astype(bool)]
-    choices = np.stack([rng.permutation(n), *offsets], axis=1).astype(np.int32)
-    window = ((3, 3), (2, 2), (1, 1))
-    pooled = reference.max_pool2d(x, *window)
-    features, classifier = normal(n, c), normal(c, 10)
-    adam = (1, 1e-3, 0.9, 0.999, 1e-8, 0.0, False)
-    size, vector = x.nbytes, np.float32([0.5, 0.4, 0.3])
-    gradients = "dx dweight dbias"
-    contract = [
-        ("batch_norm_statistics", "mean var", (x,), size),
-        ("batch_norm_apply", "y", (x, *normalized), 2 * size),
-        ("batch_norm_backward", gradients, (dy, x, mean, var, weight, 1e-5, True), 5 * size),
-        ("column_sum", "sum", (x,), size),
-        ("relu", "y", (x,), 2 * size),
-        ("relu_backward", "dx", (dy, y), 3 * size),
-        ("max_pool2d", "y", (x, *window), size + pooled.nbytes),
-        ("max_pool2d_backward", "dx", (pooled, x, pooled, *window), 2 * size + 2 * pooled.nbytes),
-        ("avg_pool2d", "y", (x, *window), size + pooled.nbytes),
-        ("avg_pool2d_backward", "dx", (pooled, x.shape, *window), size + pooled.nbytes),
-        ("global_avg_pool2d", "y", (x,), size),
-        ("global_avg_pool2d_backward", "dx", (features, x), size),
-        ("linear", "y", (features, classifier, logits[0]), features.nbytes),
-        ("linear_backward", gradients, (logits, features, classifier, True, True), 2 * features.nbytes),
-        ("cross_entropy", "loss probabilities", (logits, labels, 0.1), 2 * logits.nbytes),
-        ("cross_entropy_backward", "dlogits", (np.float32(2), probabilities, labels, 0.1), 2 * logits.nbytes),
-        ("sgd_update", "parameter gradient velocity", (*flat, 0.1, 0.9, 5e-4, True), 5 * flat[0].nbytes),
-        ("adam_update", "parameter gradient mean square", (*flat, abs(flat[0]), *adam), 7 * flat[0].nbytes),
-        ("crop_and_flip", "images", (images, *offsets, 4), 2 * images.nbytes),
-        ("make_batch", "x y", (images, labels, choices, 0, n, 4, vector, vector), 5 * images.nbytes),
-        ("normalize", "images", (images, vector, vector), 5 * images.nbytes),
-    ]  # fmt: skip
-    z = reference.relu(reference.batch_norm_apply(x, *normalized) + shortcut)
-    fused = [
-        KernelCase("normalise_add_relu", "z", (x, *normalized, None, True), 2 * size,
-                   batch_norm.normalise_add_relu, _normalise_add_relu),
-        KernelCase("normalise_add_relu + shortcut", "z", (x, *normalized, shortcut, True), 3 * size,
-                   batch_norm.normalise_add_relu, _normalise_add_relu),
-        KernelCase("normalise_add_relu_backward", gradients, (dy, x, mean, var, weight, bias), 5 * size,
-                   _backward_by_cuda, _backward_by_definition),
-        KernelCase("normalise_add_relu_backward + shortcut", f"{gradients} dshortcut",
-                   (dy, x, mean, var, weight, None, z), 7 * size, _backward_by_cuda, _backward_by_definition),
-    ]  # fmt: skip
-    return [*fused, *(KernelCase(*case, getattr(cuda, case[0]), getattr(reference, case[0])) for case in contract)]
-
-
-def _normalise_add_relu(
-    x: np.ndarray, mean: np.ndarray, var: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float,
-    shortcut: np.ndarray | None, relu: bool,
-) -> np.ndarray:  # fmt: skip
-    z = reference.batch_norm_apply(x, mean, var, weight, bias, eps)
-    z = z if shortcut is None else z + shortcut
-    return reference.relu(z) if relu else z
-
-
-def _backward_by_cuda(dz: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, z: Any = None) -> tuple:
-    """The gradients behind batch norm and ReLU: by the bias without a shortcut, by z with one."""
-    with_shortcut = z is not None
-    found = batch_norm.normalise_add_relu_backward(
-        dz, x, mean, var, weight, 1e-5, True, z=z, bias=bias, need_dshortcut=with_shortcut
-    )
-    return found if with_shortcut else found[:3]
-
-
-def _backward_by_definition(
-    dz: np.ndarray, x: np.ndarray, mean: np.ndarray, var: np.ndarray, weight: np.ndarray, bias: np.ndarray | None,
-    z: np.ndarray | None = None,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
-    output = reference.batch_norm_apply(x, mean, var, weight, bias, 1e-5) if z is None else z
-    g = reference.relu_backward(dz, output)
-    found = reference.batch_norm_backward(g, x, mean, var, weight, 1e-5, True)
-    return found if z is None else (*found, g)
+# What a kernel has to move, in multiples of the largest array that it is called with.
+PASSES = {
+    "batch_norm_statistics": 1, "batch_norm_apply": 2, "batch_norm_backward": 5, "normalise_add_relu": 2,
+    "normalise_add_relu + shortcut": 3, "normalise_add_relu_backward": 5, "normalise_add_relu_backward + shortcut": 7,
+    "accumulate": 5, "to float32": 3, "column_sum": 1, "relu": 2, "relu_backward": 3, "max_pool2d": 1.25,
+    "max_pool2d_backward": 2.5, "avg_pool2d": 1.25, "avg_pool2d_backward": 5, "global_avg_pool2d": 1,
+    "global_avg_pool2d_backward": 1,
+    "cross_entropy": 2, "cross_entropy_backward": 2, "sgd_update": 5, "adam_update": 7, "crop_and_flip": 2,
+    "make_batch": 5, "normalize": 5,
+}  # fmt: skip
 
 
 def kernel_times(cases: Cases) -> None:
     """Compare each kernel's results with the definition on the CPU; take its time and its share of a copy's bandwidth.
     Kernels that take activations are tried with bfloat16 too."""
     bandwidth = copy_bandwidth(cases.tiny)
-    for case in kernel_cases(cases.tiny):
+    for case in check.kernel_cases(*((2, 6, 8, 1000) if cases.tiny else (256, 32, 64, 16_000_000))):
         cases.run(case.name, functools.partial(_kernel, case, bandwidth, cases.tiny, "float32"))
-        if any(_is_activation(value) for value in case.arguments) and "bf16" in precisions():
+        if case.activations and "bf16" in precisions():
             cases.run(f"{case.name} bf16", functools.partial(_kernel, case, bandwidth, cases.tiny, "bfloat16"))
         free_memory()
 
 
-def _is_activation(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 4 and value.dtype == np.float32
-
-
-def _kernel(case: KernelCase, bandwidth: float, tiny: bool, dtype: str) -> dict[str, Any]:
-    import cupy
-
-    host, device = [], []
-    for value in case.arguments:
-        if isinstance(value, (np.ndarray, np.float32)):
-            value = np.asarray(value)
-            stored = cupy.asarray(value)
-            if dtype == "bfloat16" and _is_activation(value):
-                stored = stored.astype(dtype)
-                value = stored.get().astype(np.float32)
-            device.append(stored)
-            host.append(value.copy())
-        else:
-            device.append(value)
-            host.append(value)
-    got, expected = case.function(*device), case.definition(*host)
-    if got is None:  # an update: what it has changed
-        count = len(case.outputs.split())
-        got, expected = tuple(a.copy() for a in device[:count]), tuple(host[:count])
-    row = compared(got, expected, case.outputs, TOLERANCE["fp32" if dtype == "float32" else "bf16"])
-    got = expected = None
-    moved = case.bytes * (0.5 if dtype == "bfloat16" else 1)
+def _kernel(case: check.Case, bandwidth: float, tiny: bool, dtype: str) -> dict[str, Any]:
+    found = case.compare(dtype, TOLERANCE["fp32" if dtype == "float32" else "bf16"])
+    device, _ = case.on_device(dtype)
+    moved = PASSES[case.name] * max(getattr(array, "nbytes", 0) for array in device)
     time = timed(lambda: case.function(*device), tiny)
     ms = time.milliseconds
     share = f"{1e5 * moved / ms / bandwidth:3.0f} % of a copy"
     share += " (in L2)" * (moved < IN_L2 and not tiny)
     what = case.name + " bf16" * (dtype == "bfloat16")
-    text = f"{what:<44}{ms:8.3f} ms {moved / ms / 1e6:7,.0f} GB/s, {share}, {row['text']}{time.note}"
-    return row | {"text": text, "milliseconds": ms, "rounds": time.rounds, "recorded": time.recorded, "bytes": moved}
+    text = f"{what:<44}{ms:8.3f} ms {moved / ms / 1e6:7,.0f} GB/s, {share}, {described(found)}{time.note}"
+    wrong = any(row["wrong"] for row in found)
+    values = {"milliseconds": ms, "rounds": time.rounds, "recorded": time.recorded, "bytes": moved}
+    return {"text": text, "outputs": found, "wrong": wrong, **values}
 
 
 # Tests ------------------------------------------------------------------------------------------------------

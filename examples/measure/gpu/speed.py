@@ -24,10 +24,8 @@ from examples.measure import roofline
 from examples.measure.gpu.cases import Cases, Skipped
 from examples.measure.gpu.find import LR, compared, step_losses
 from examples.measure.gpu.tools import (
-    TOLERANCE,
     Time,
     around,
-    computing,
     copy_bandwidth,
     dtype_of,
     elapsed,
@@ -37,6 +35,7 @@ from examples.measure.gpu.tools import (
 )  # fmt: skip
 from minires import kernels, models, reference
 from minires.cuda import blas, convolution, graph, launch
+from minires.cuda.check import TOLERANCE, computing
 from minires.reference import Geometry
 
 # Training steps ---------------------------------------------------------------------------------------------

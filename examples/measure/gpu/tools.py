@@ -1,20 +1,16 @@
-"""The tools of the stages: random arrays, differences, times."""
+"""The tools of the stages: random arrays, times."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.cuda import convolution, precision
+from minires.cuda import precision
 from minires.cuda.graph import Recorder, RecordingError
-from minires.device import to_device
-
-TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # of results, in L2 norm; a product in tf32 may be truncated
 
 
 def random(shape: Sequence[int], dtype: str = "float32", seed: int = 0) -> Any:
@@ -35,59 +31,6 @@ def random(shape: Sequence[int], dtype: str = "float32", seed: int = 0) -> Any:
 @cache
 def _normal(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(1 << 22).astype(np.float32)
-
-
-def outputs(got: Any, expected: Any, names: Sequence[str], tolerance: float) -> list[dict[str, Any]]:
-    """The distance of each output from the expected output.
-
-    error      L2 norm of the difference, relative to the norm of the expected output
-    nans       number of unexpected NaNs
-    first_bad  the first index where the difference is above the tolerance of the value there and of the mean square,
-               with the result and the expected value; None if there is none
-    wrong      whether error is above the tolerance, or there are NaNs
-
-    The `tolerance` for bfloat16, 1e-2, is 1e-4 for sums kept in float32: their terms were exact.
-    """
-    got, expected = (x if isinstance(x, tuple) else (x,) for x in (got, expected))
-    single = min(tolerance, 1e-4) if tolerance == TOLERANCE["bf16"] else tolerance
-    rows = []
-    for name, a, b in zip(names, got, expected, strict=True):
-        if b is None:
-            continue
-        allowed = single if a.dtype == np.float32 else tolerance
-        a, b = to_device(a, "cpu").astype(np.float64), np.asarray(b, np.float64)
-        if a.shape != b.shape:
-            rows.append({"name": name, "wrong": True, "error": None, "shape": a.shape, "expected_shape": b.shape})
-            continue
-        size = max(float(np.linalg.norm(b)), 1e-30)
-        error = float(np.linalg.norm(a - b)) / size
-        nans = int((np.isnan(a) & ~np.isnan(b)).sum())
-        bad = ~(abs(a - b) <= allowed * (abs(b) + size / max(b.size, 1) ** 0.5)) & ~(np.isnan(a) & np.isnan(b))
-        row = {"name": name, "error": error, "nans": nans, "bad": int(bad.sum()), "of": int(b.size)}
-        wrong = nans > 0 or not error <= allowed
-        row |= {"wrong": wrong, "first_bad": None}
-        if wrong and bad.any():
-            index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), b.shape))
-            row |= {"first_bad": index, "got": float(a[index]), "expected": float(b[index])}
-        rows.append(row)
-    return rows
-
-
-def described(rows: list[dict[str, Any]]) -> str:
-    """One line on `outputs`: the largest error; of what is wrong, how and where."""
-    wrong = [row for row in rows if row["wrong"]]
-    if not wrong:
-        return f"error {max(row['error'] for row in rows):.0e}"
-    texts = []
-    for row in wrong:
-        if row["error"] is None:
-            texts.append(f"{row['name']} has shape {row['shape']}, expected {row['expected_shape']}")
-            continue
-        text = f"{row['name']}: error {row['error']:.0e}, {row['bad']} of {row['of']} bad, {row['nans']} NaN"
-        if row["first_bad"] is not None:
-            text += f", first at {row['first_bad']}: got {row['got']:.6g}, expected {row['expected']:.6g}"
-        texts.append(text)
-    return "; ".join(texts)
 
 
 class Time(NamedTuple):
@@ -162,18 +105,6 @@ def copy_bandwidth(tiny: bool) -> float:
     a = random((1 << (12 if tiny else 28),))
     b = cupy.empty(a.shape, dtype="float32")
     return 2 * a.nbytes / (1e-3 * timed(lambda: b.__setitem__(..., a), tiny).milliseconds)
-
-
-@contextmanager
-def computing(choice: str, algorithm: str = "auto") -> Iterator[None]:
-    """Inside, the kernels compute in this precision, and convolutions by `algorithm`."""
-    before = precision.current, convolution.algorithm
-    precision.use(choice)
-    convolution.algorithm = algorithm
-    try:
-        yield
-    finally:
-        precision.current, convolution.algorithm = before
 
 
 def dtype_of(choice: str) -> str:
