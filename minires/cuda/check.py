@@ -302,7 +302,7 @@ def _convolve(
 # Training steps -----------------------------------------------------------------------------------------------------
 
 LR = 0.05
-APART = {"fp32": (1e-5, 1e-3), "tf32": (5e-3, 0.2), "bf16": (5e-2, 0.5)}  # loss, update: a ReLU may take the other side
+APART = {"fp32": (1e-5, 1e-2), "tf32": (5e-3, 0.2), "bf16": (5e-2, 0.5)}  # loss, update: a ReLU may take the other side
 
 
 def steps_are_right(choice: str, batch: int, size: int) -> tuple[bool, str]:

@@ -9,27 +9,38 @@
 // Launch shape: grid up to 2112 blocks of 256 threads, each element by one thread. Traffic: SGD 5, Adam 7 times the parameters' bytes.
 //
 // What changes from step to step (the learning rate, and Adam's corrections 1 - beta^step) is read from the device, from
-// `schedule`: a CUDA graph, once recorded, repeats its kernels with the arguments they had.
+// `schedule`: a CUDA graph, once recorded, repeats its kernels with the arguments they had. The fourth number of schedule is
+// not 0 once training has failed: then nothing is updated any more.
 
-// schedule = (lr, correction1, correction2): one thread. Its arguments go with the launch, so nothing is copied.
+// schedule = (lr, correction1, correction2, as it is): one thread. Its arguments go with the launch, so nothing is copied.
 extern "C" __global__ void set_schedule(
-    float* __restrict__ schedule,  // [3]
+    float* __restrict__ schedule,  // [4]
     float lr,
     float correction1,
     float correction2) {
     schedule[0] = lr, schedule[1] = correction1, schedule[2] = correction2;
 }
 
+// The end of all updates if the loss is not finite, so that the weights stay those that gave this loss: the host reads it
+// some steps late, and asks where it comes from. One thread.
+extern "C" __global__ void stop_unless_finite(
+    const float* __restrict__ loss,  // [1]
+    float* __restrict__ schedule     // [4]
+) {
+    if (loss[0] - loss[0] != 0.0f) schedule[3] = 1.0f;  // NaN, for NaN and infinity
+}
+
 extern "C" __global__ void sgd_update(
     float* __restrict__ parameter,       // [size]
     const float* __restrict__ gradient,  // [size]
     float* __restrict__ velocity,        // [size]
-    const float* __restrict__ schedule,  // [3]
+    const float* __restrict__ schedule,  // [4]
     float momentum,
     float weight_decay,
     int nesterov,
     long long size) {
     float lr = schedule[0];
+    if (schedule[3] != 0.0f) return;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += (long long)gridDim.x * blockDim.x) {
         float g = gradient[i] + weight_decay * parameter[i];
         if (momentum != 0.0f) {
@@ -46,7 +57,7 @@ extern "C" __global__ void adam_update(
     const float* __restrict__ gradient,  // [size]
     float* __restrict__ mean,            // [size]
     float* __restrict__ square,          // [size]
-    const float* __restrict__ schedule,  // [3]
+    const float* __restrict__ schedule,  // [4]
     float beta2,
     float one_minus_beta1,
     float one_minus_beta2,
@@ -55,6 +66,7 @@ extern "C" __global__ void adam_update(
     int decoupled,
     long long size) {
     float lr = schedule[0], step_size = lr / schedule[1], root = sqrtf(schedule[2]);
+    if (schedule[3] != 0.0f) return;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += (long long)gridDim.x * blockDim.x) {
         float p = parameter[i], g = gradient[i];
         if (decoupled) p *= 1.0f - lr * weight_decay;

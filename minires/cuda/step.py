@@ -16,6 +16,7 @@ from minires import nn
 from minires.cuda.graph import Recorder, RecordingError, free_memory
 from minires.cuda.loss import record_step
 from minires.cuda.memory import explain
+from minires.cuda.optimizers import stop_unless_finite
 from minires.device import Array, OutOfMemory, module_of
 from minires.nn import Module
 from minires.optim import Optimizer
@@ -56,6 +57,8 @@ class DeviceStep:
         self._must_record = bool(graph)
         self.pending = 0  # steps whose results have not been read
         self._recorder = Recorder()
+        optimizer.prepared_lr.clear()  # an earlier step may have stopped the updates for good
+        self._x: Array | None = None  # the last batch
         self._results = module_of(optimizer.flat).empty((READ_EVERY, 2), dtype="float32")
         self._done = 0
         self._inputs: tuple[Array, Array] | None = None  # the graph's own: images and labels
@@ -87,6 +90,7 @@ class DeviceStep:
             raise RuntimeError(f"{READ_EVERY} results are waiting to be read, and there is room for no more")
         self.optimizer.lr = lr
         self.optimizer.advance()
+        self._x = x
         try:
             if not self.graph or (self._inputs is not None and self._inputs[0].shape != x.shape):
                 self._run(x, y)
@@ -109,6 +113,8 @@ class DeviceStep:
         loss = self.loss(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
+        for schedule in self.optimizer.prepared_lr.values():
+            stop_unless_finite(loss.data, schedule)
         self.optimizer.apply()
         self._loss, self._logits = loss.data, logits.data
 
@@ -152,6 +158,16 @@ class DeviceStep:
         return [(loss, accuracy) for loss, accuracy in results]
 
     def explain(self) -> str:
-        """In words, the origin of a loss that is not finite. The loss is read some steps late; by then the weights no
-        longer show the first layer that failed."""
-        return "by now the weights are not finite either"
+        """The first layer whose output is not finite, found by a forward pass over the last batch.
+
+        A loss is read up to READ_EVERY steps late. The weights are still those that gave the loss, because
+        `stop_unless_finite` has stopped the updates; the batch may be a later one.
+        """
+        from minires.train.nonfinite import first_nonfinite_layer  # `import minires` needs no train/
+
+        try:
+            found = first_nonfinite_layer(self.model, self._x)
+        except MemoryError:  # beside the graph
+            return "the GPU has no memory left to look for the layer"
+        found = found or "the outputs of all layers are finite: the batch of that step, or the loss itself, overflows"
+        return f"with the weights of that step and the last batch, {found}"

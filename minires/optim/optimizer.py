@@ -61,7 +61,7 @@ class Optimizer:
         self._ratios = [1.0 for _ in self.groups]
         self._scheduled, self._reference = [math.nan for _ in self.groups], 1.0
         self._note_ratios()
-        self._prepared_lr: dict[int, float | Array] = {}  # by group: its rate as the updates take it
+        self.prepared_lr: dict[int, float | Array] = {}  # by group: its rate as the updates take it
         self._flatten()
 
     def _flatten(self) -> None:
@@ -129,8 +129,8 @@ class Optimizer:
         self.steps += 1
         backend = kernels.of(self.flat)
         for group in self.groups:
-            betas, previous = group.get("betas", (0.0, 0.0)), self._prepared_lr.get(id(group))
-            self._prepared_lr[id(group)] = backend.prepare_lr(previous, self.flat, group["lr"], self.steps, betas)
+            betas, previous = group.get("betas", (0.0, 0.0)), self.prepared_lr.get(id(group))
+            self.prepared_lr[id(group)] = backend.prepare_lr(previous, self.flat, group["lr"], self.steps, betas)
 
     def apply(self) -> None:
         """The second half: the arithmetic, at the learning rate that `advance` has stored."""
@@ -165,7 +165,7 @@ class Optimizer:
 
     def _lr(self, group: dict[str, Any]) -> float | Array:
         """The learning rate in the form that the kernels take: a number, or an array on the device."""
-        return self._prepared_lr.get(id(group), group["lr"])
+        return self.prepared_lr.get(id(group), group["lr"])
 
     def _update(self, part: slice, group: dict[str, Any]) -> None:
         raise NotImplementedError

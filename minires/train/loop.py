@@ -148,7 +148,8 @@ class HostStep:
 
     def explain(self) -> str:
         """The first layer whose output is not finite, found by a forward pass over the last batch."""
-        return first_nonfinite_layer(self.model, self._x)
+        found = first_nonfinite_layer(self.model, self._x)
+        return found or "the outputs of all layers are finite, so it is the loss itself that overflows"
 
 
 @dataclass

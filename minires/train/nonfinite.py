@@ -19,13 +19,14 @@ class TrainingError(RuntimeError):
     """Training cannot go on: the loss or the weights are not finite. The text is one line saying where."""
 
 
-def first_nonfinite_layer(model: Module, x: Array) -> str:
-    """Where NaN or infinity first appears when the batch `x` goes through `model`, in words.
+def first_nonfinite_layer(model: Module, x: Array) -> str | None:
+    """Where NaN or infinity first appears when the batch `x` goes through `model`, in words; None for nowhere.
 
     Runs the forward pass again, which moves the running statistics of batch norm.
     """
 
     def finite(array: Array) -> bool:
+        array = array if array.dtype.kind == "f" else array.astype("float32")  # bfloat16
         return bool(module_of(array).isfinite(array).all())
 
     if not finite(x):
@@ -40,7 +41,7 @@ def first_nonfinite_layer(model: Module, x: Array) -> str:
     with no_grad(), observe(look):  # a layer is observed before the module around the layer
         model(Tensor(x))
     if not found:
-        return "the outputs of all layers are finite, so it is the loss itself that overflows"
+        return None
     layer = found[0]
     why = "" if all(finite(p.data) for p in layer.parameters()) else ", whose weights are not finite either"
     name = names[layer] or "the model itself"

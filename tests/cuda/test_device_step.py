@@ -305,8 +305,55 @@ def test_a_loss_that_is_not_finite_stops_training(cupy):
     model, optimizer = parts()
     model.fc.weight.data[...] = np.inf
     training = train.Training(model, optimizer)
-    with pytest.raises(train.TrainingError, match=r"step 1: the loss is (nan|inf); by now .* either; a lower"):
+    said = (
+        r"step 1: the loss is (nan|inf); .* the first layer .* not finite is fc \(Linear\), whose weights .*; a lower"
+    )
+    with pytest.raises(train.TrainingError, match=said):
         train.fit(training, *loaders, schedules.constant(0.1), 1, log=lambda text: None)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_after_such_a_loss_the_weights_stay_and_name_the_layer(cupy, optimizer, graph):
+    """Five good steps, then a weight so large that a layer overflows; the losses are read three steps later."""
+    model, optimizer = parts(optimizer)
+    step = DeviceStep(model, optimizer, F.cross_entropy, graph=graph)
+    good = list(batches(cupy, 5))
+    with step.active():
+        for x, y in good:
+            step(x, y, 0.01)
+        model.conv3.weight.data[0, 0, 0, 0] = np.inf
+        before = optimizer.flat.get()
+        for x, y in good[:3]:
+            step(x, y, 0.01)
+        losses = [loss for loss, _ in step.read()]
+        said = step.explain()
+    assert np.isfinite(losses[:5]).all()
+    assert not np.isfinite(losses[5:]).any()
+    np.testing.assert_array_equal(optimizer.flat.get(), before)
+    assert "the first layer whose output is not finite is conv3 (Conv2d), whose weights are not finite either" in said
+
+    # Mended, it learns again, by a step of its own.
+    model.conv3.weight.data[0, 0, 0, 0] = 0
+    step = DeviceStep(model, optimizer, F.cross_entropy, graph=graph)
+    with step.active():
+        step(*good[0], 0.01)
+        assert np.isfinite(step.read()).all()
+        assert "the outputs of all layers are finite" in step.explain()
+    assert (optimizer.flat.get() != before).mean() > 0.5
+
+
+def test_without_memory_to_look_for_the_layer_it_says_so(cupy, monkeypatch):
+    model, optimizer = parts()
+    step = DeviceStep(model, optimizer, F.cross_entropy)
+
+    def forward(x):
+        raise MemoryError
+
+    with step.active():
+        step(*next(batches(cupy, 1)), 0.1)
+        monkeypatch.setattr(model, "forward", forward)
+        assert step.explain() == "the GPU has no memory left to look for the layer"
 
 
 @pytest.mark.parametrize("augment", [True, False])
