@@ -37,9 +37,9 @@ def variants(tiny: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in ("images", "loss", "optimizers"):
         if not tiny or file == "loss":
             yield file, {}
-    for file in ("convolution", "weight_gradient"):
+    for file in ("convolution", "convolution_async", "weight_gradient"):
         for kind, activation in enumerate(("float", "float", "bfloat16")):
-            for tile in TILES:
+            for tile in TILES if file != "convolution_async" or kind == 1 else ():
                 if not tiny or (file, kind, tile) == ("convolution", 1, 64):
                     yield file, {"ACTIVATION": activation, "PRECISION": kind, "TILE_N": tile}
 
@@ -96,7 +96,9 @@ class Instruction(NamedTuple):
 
     def written(self) -> set[int]:
         """Registers that it writes: none if it stores, jumps, waits or compares."""
-        if self.name.startswith(("ST", "BAR", "BRA", "RED", "ISETP", "FSETP", "PLOP", "BSYNC", "BSSY")):
+        if self.name.startswith(
+            ("ST", "LDGSTS", "LDGDEPBAR", "DEPBAR", "BAR", "BRA", "RED", "ISETP", "FSETP", "PLOP", "BSYNC", "BSSY")
+        ):
             return set()
         return _registers(self.operands[0], self._width(0)) if self.operands else set()
 

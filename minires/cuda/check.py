@@ -284,6 +284,8 @@ def product_cases(n: int, h: int, c: int) -> list[tuple[Case, str]]:
     for outs in (16, 32, 64, 128):  # with as many positions as fill a GPU each has tiles of this width
         cases.append((convolution_case(f"convolution 3x3 without columns, {outs} outputs", 3, 1, 16, outs), "implicit"))
     cases.append((convolution_case("convolution 3x3, stride 2, without columns", 3, 2, c, 2 * c), "implicit"))
+    for outs in (16, 32, 64, 128):
+        cases.append((convolution_case(f"convolution 3x3 by cp.async, {outs} outputs", 3, 1, 16, outs), "async"))
     return cases
 
 
@@ -368,6 +370,8 @@ def tasks(sizes: dict[str, Any]) -> Iterator[tuple[str, Callable[[], tuple[bool,
         for choice in known:
             if choice == "bf16" and not case.activations:
                 continue  # as in tf32
+            if choice != "tf32" and algorithm == "async":
+                continue  # as in "implicit"
             yield f"{case.name}, {choice}", partial(_compared, [case], choice, algorithm)
     for choice in known:
         yield f"training steps of ResNet-20, {choice}", partial(steps_are_right, choice, *sizes["steps"])

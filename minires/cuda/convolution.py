@@ -8,7 +8,8 @@
 positions with a small result, so it is split into parts that are computed side by side and then added up (`split`), in
 cuBLAS as a batch of products.
 
-Reading order: after columns.cu, convolution.cu and weight_gradient.cu. Next: elementwise.py.
+Reading order: after columns.cu, convolution.cu and weight_gradient.cu (convolution_async.cu is a variant). Next:
+elementwise.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from minires.reference import Geometry, output_size
 
 COLUMN_BYTES = 256 << 20  # of columns at a time: enough rows for cuBLAS to fill the GPU, little beside the activations
 TILE_M = 128  # rows of a block's tile in convolution.cu and weight_gradient.cu
-ALGORITHMS = ("auto", "implicit", "columns")
+ALGORITHMS = ("auto", "implicit", "columns", "async")
 algorithm = os.environ.get("MINIRES_CUDA_CONV", "auto")  # to force one of them, for measurements
 if algorithm not in ALGORITHMS:
     raise ValueError(f"MINIRES_CUDA_CONV: {algorithm!r} is unknown, expected one of {', '.join(ALGORITHMS)}")
@@ -36,14 +37,15 @@ def plan(geometry: Geometry, channels: int, outputs: int, groups: int = 1) -> st
     The implicit kernels need one group, and channels and outputs in whole 16-byte pieces. In fp32 cuBLAS is so much
     faster than plain multiply-adds that writing columns pays (estimate); on tensor cores memory is the limit, and
     columns lose.
-    `python examples/measure/gpu_check.py --plan measure` times both at the shapes of the ResNets.
+    `python examples/measure/gpu_check.py --plan measure` times both at the shapes of the ResNets. "async" is implicit,
+    in tf32 by convolution_async.cu.
     """
     if geometry == Geometry((1, 1), (1, 1), (0, 0), geometry.dilation):
         return "product"
     piece = 8 if precision.current == "bf16" else 4
     if groups > 1 or channels % piece or outputs % piece or algorithm == "columns":
         return "columns"
-    return "implicit" if algorithm == "implicit" or precision.current != "fp32" else "columns"
+    return "implicit" if algorithm in ("implicit", "async") or precision.current != "fp32" else "columns"
 
 
 def conv2d(
@@ -249,7 +251,8 @@ def _implicit(x: Array, weight: Array, y: Array, geometry: Geometry, add: bool) 
     outputs = weight.shape[3]
     rows = -(-y.size // outputs // TILE_M)  # of tiles
     tile = tile_n(outputs, rows)
-    _program("convolution", x, tile)["convolution"](
+    file = "convolution_async" if algorithm == "async" and precision.current == "tf32" else "convolution"
+    _program(file, x, tile)[file](
         (rows, -(-outputs // tile)), (THREADS,), x=x, weight=weight, y=y, accumulate=int(add), o=outputs,
         **_sizes(x.shape, y.shape, geometry),
     )  # fmt: skip

@@ -129,6 +129,18 @@ def wide():
         )
 
 
+def by_cp_async():
+    """Twelve steps: the stages are used again and again. In tf32, of numbers that it holds exactly."""
+    kernels.use_precision("tf32")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(convolution, "algorithm", "async")
+            patch.setattr(convolution, "tile_n", lambda outputs, rows=0: 64)
+            implicit(draw=lambda *shape, seed=0: np.random.default_rng(seed).integers(-1, 2, shape).astype(np.float32))
+    finally:
+        kernels.use_precision("fp32")
+
+
 def strided():
     implicit(STRIDED)
 
@@ -224,6 +236,25 @@ FAULTS = {  # what: file, text, what it becomes, the guard that must notice
         wide,
     ),
     "a tap left out": ("convolution", "if (v == kw) v = 0, u++;", "if (v == kw - 1) v = 0, u++;", implicit),
+    "copies not waited for": ("convolution_async", "wait_group<STAGES - 2>();", "", by_cp_async),
+    "copies waited for too late": (
+        "convolution_async",
+        "wait_group<STAGES - 2>();",
+        "wait_group<STAGES - 1>();",
+        by_cp_async,
+    ),
+    "a barrier missing behind the wait": (
+        "convolution_async",
+        "        __syncthreads();           // for",
+        "        // for",
+        by_cp_async,
+    ),
+    "the group of a step not closed": (
+        "convolution_async",
+        "stage - 1);\n        commit_group();",
+        "stage - 1);",
+        by_cp_async,
+    ),
     "positions used before they are located": (
         "weight_gradient",
         f"    locate(1);\n    {SYNC}",
@@ -249,7 +280,7 @@ def _implicit_where_possible(monkeypatch, request):
     monkeypatch.setattr(convolution, "algorithm", "columns" if "im2col" in str(request.node.name) else "implicit")
 
 
-GUARDS = [sums, statistics, parts, batch_norm, running, loss, implicit, wide, strided, pairs, batch]
+GUARDS = [sums, statistics, parts, batch_norm, running, loss, implicit, wide, by_cp_async, strided, pairs, batch]
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda g: g.__name__)

@@ -55,6 +55,9 @@ static void* arguments;
 static int current, threads, reverse;
 static unsigned arrived[33], generation[33];  // of the barriers: 0 for the block, 1 + w for warp w
 static uint64_t slots[MAX_THREADS];           // what a lane offers in a shuffle
+// cp.async: what a thread has asked for arrives when the thread waits for it, and not before.
+struct Copy { void* to; const void* from; bool inside; };
+static std::vector<std::vector<Copy>> copies[MAX_THREADS];  // of each thread: groups, the last one still open
 static unsigned operands[MAX_THREADS][6];     // a lane's part of both factors of a matrix product
 
 static void place(int t) {
@@ -88,6 +91,7 @@ __attribute__((noipa)) static void resume(int t) {
     setcontext(&fiber.first);
 }
 static void run_fibers() {
+    for (auto& groups : copies) groups.clear();
     if (stacks.size() < STACK * threads) stacks.resize(STACK * threads);
     memset(arrived, 0, sizeof arrived);
     for (int t = 0; t < threads; t++) {
@@ -135,6 +139,26 @@ static void launch(const unsigned* shape, int cooperative, int backwards, void (
     }
 }
 }  // namespace cpu
+
+// cp.async: see `copies`.
+static inline void copy_async(void* to, const void* from, bool inside) {
+    auto& groups = cpu::copies[cpu::current];
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back({to, from, inside});
+}
+static inline void commit_group() {
+    auto& groups = cpu::copies[cpu::current];
+    if (groups.empty()) groups.emplace_back();
+    groups.emplace_back();
+}
+template <int PENDING> static inline void wait_group() {
+    auto& groups = cpu::copies[cpu::current];
+    while (groups.size() > PENDING + 1) {
+        for (cpu::Copy copy : groups.front())
+            if (copy.inside) memcpy(copy.to, copy.from, 16); else memset(copy.to, 0, 16);
+        groups.erase(groups.begin());
+    }
+}
 
 static inline void __syncthreads() { cpu::barrier(0, cpu::threads); }
 template <class T> static inline T __shfl_xor_sync(unsigned, T value, int mask) {

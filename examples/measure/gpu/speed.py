@@ -208,11 +208,16 @@ def _products(layer: roofline.Layer, batch: int, precision: str) -> dict[str, An
     }
 
 
+def _algorithms(precision: str) -> tuple[str, ...]:
+    """The ways to convolve."""
+    return ("columns", "implicit", "async") if precision == "tf32" else ("columns", "implicit")
+
+
 def _convolution_is_right(layer: roofline.Layer, batch: int, precision: str) -> dict[str, Any]:
-    """Both algorithms against float64 on the host."""
+    """All algorithms against float64 on the host."""
     expected = _in_double(layer, batch, dtype_of(precision))
     products, rows = _products(layer, batch, precision), []
-    for algorithm in ("columns", "implicit"):
+    for algorithm in _algorithms(precision):
         with computing(precision, algorithm):
             got = tuple(run() for run in products.values())
         names = " ".join(f"{algorithm}:{name}" for name in ("y", "dx", "dweight"))
@@ -240,14 +245,14 @@ def _convolution(cases: Cases, layer: roofline.Layer, batch: int, precision: str
         return right
     products = _products(layer, batch, precision)
     times: dict[str, list[Time]] = {product: [] for product in products}
-    for algorithm in ("columns", "implicit"):
+    for algorithm in _algorithms(precision):
         with computing(precision, algorithm):
             for product, run in products.items():
                 times[product].append(timed(run, cases.tiny, repeat=3, rounds=3))
     rate = 2 * batch * layer.out[0] * layer.out[1] * layer.k * layer.outputs / 1e9  # GFLOP of one product
     both = {product: [time.milliseconds for time in pair] for product, pair in times.items()}
-    text = ", ".join(f"{product} {a:.3f} / {b:.3f}" for product, (a, b) in both.items())
-    text = f"{name}, columns / implicit ms: {text} ({rate / min(both['forward']):.0f} TFLOP/s)"
+    text = ", ".join(f"{product} " + " / ".join(f"{ms:.3f}" for ms in each) for product, each in both.items())
+    text = f"{name}, {' / '.join(_algorithms(precision))} ms: {text} ({rate / min(both['forward']):.0f} TFLOP/s)"
     text += next((time.note for pair in times.values() for time in pair if not time.recorded), "")
     return right | {
         "text": text, "precision": precision, "batch": batch, "layer": layer.__dict__, "milliseconds": both,
