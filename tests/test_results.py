@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -237,3 +238,19 @@ def test_the_table_of_the_ablation(tmp_path, monkeypatch):
     assert "| [adam](ablation/adam) | optimizer adam | 1.0000 | 1.0000 | 85.00 % | +4.00 |" in text
     assert "| mean ± std of 2 baselines |  |  |  | 81.00 ± 1.41 % |  |" in text
     assert "1 thread of 2 cores, P" in text
+
+
+@pytest.mark.parametrize("program", sorted((DOCS / "figures").glob("*.py")), ids=lambda path: path.stem)
+def test_the_figures_are_what_their_program_draws(program, tmp_path):
+    """To the byte, with the matplotlib that has drawn them; and each is on a page."""
+    matplotlib = pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location(program.stem, program)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    for name in module.FIGURES:
+        published = (program.parent / f"{name}.svg").read_text()
+        module.draw(name, tmp_path / f"{name}.svg")
+        assert f"](figures/{name}.svg)" in pages
+        if f"Matplotlib v{matplotlib.__version__}," in published:
+            assert (tmp_path / f"{name}.svg").read_text() == published

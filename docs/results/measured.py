@@ -38,7 +38,25 @@ def texts() -> dict[str, str]:
         **residual_learning(),
         **layers(),
         **own_pictures(),
+        **machine_code(),
         "coverage": re.findall(r"\*\*TOTAL\*\*.*\*\*(\d+)%\*\*", (HERE / "coverage.md").read_text())[0] + " %",
+    }
+
+
+def machine_code() -> dict[str, str]:
+    """Of docs/fast-cuda.md: the loops on the tensor cores, in tf32."""
+    page, found = (HERE / "machine-code.md").read_text(), {}
+    for kernel, tile in (("convolution", 64), ("convolution", 128), ("convolution_async", 128)):
+        cells = re.search(rf"^\| {kernel}, tf32, tile {tile} \| (.*) \|$", page, flags=re.MULTILINE)
+        assert cells is not None
+        found[kernel, tile] = [int(cell) for cell in cells[1].split(" | ")]  # registers, instructions, multiplications
+    _, instructions, multiplications = found["convolution", 64][:3]
+    return {
+        "tf32-instructions": str(instructions),
+        "tf32-multiplications": str(multiplications),
+        "tf32-per-multiplication": f"{instructions / multiplications:.0f}",
+        "tf32-wide-instructions": str(found["convolution", 128][1]),
+        "async-instructions": str(found["convolution_async", 128][1]),
     }
 
 

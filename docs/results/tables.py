@@ -46,6 +46,7 @@ def texts() -> dict[str, str]:
         **cpu_tables(),
         **own_tables(),
         "roofline": roofline.markdown(),
+        "gpu-runs": roofline.runs(),
     }
 
 

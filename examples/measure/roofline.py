@@ -1,6 +1,6 @@
 """The least cost of a training step: its operations and bytes, and their time on a GPU that wastes none.
 
-    python examples/measure/roofline.py            # the table of docs/fast-cuda.md
+    python examples/measure/roofline.py            # the tables of docs/fast-cuda.md
 
 The floor of a product, or of a pass over memory, is the longer of two times: the multiply-adds at the GPU's peak rate,
 or the bytes at the GPU's bandwidth (Williams, Waterman and Patterson 2009, Roofline). The floor of a step is the sum
@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires import models, nn
+from minires.cuda import step_bytes
+from minires.cuda.check import computing
 from minires.models.pretrained import Zeros
+from minires.nn.summary import format_bytes
 from minires.reference import output_size
 from minires.tensor import Tensor, no_grad
 
@@ -161,5 +164,36 @@ def markdown(gpu: Gpu = H200) -> str:
     return "\n".join(lines)
 
 
+OVER_FLOOR = 2.5  # estimates made from the machine code, for ResNet-101, lie 2.3 to 3.1 times over its floors
+RUNS = [(depth, precision) for depth in (18, 101, 110) for precision in ("tf32", "bf16")]
+TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10
+START_SECONDS = 20  # to read the images and to compile the kernels
+WRITTEN = 0.3e9  # bytes of a checkpoint that are written in a second
+
+
+def runs(gpu: Gpu = H200, batch: int = 512, epochs: int = 30) -> str:
+    """The second table: trainings on CIFAR-10 by the recipes of examples/train_cifar.py. All times are estimates."""
+    from examples.train_cifar import recipe
+
+    head = ["network", "precision", "recipe", "memory", "floor of a step", "a step", "an epoch", f"{epochs} epochs"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for depth, precision in RUNS:
+        settings, model = recipe(depth, batch), models.build(depth, 10, "cifar", generator=Zeros())
+        slots = 1 if settings["optimizer"] == "sgd" else 2
+        floor = step_cost(model, 32, batch, precision, gpu, columns=False, optimizer_passes=3 + 2 * slots).seconds
+        step = OVER_FLOOR * floor
+        evaluation = TEST_IMAGES / batch * step / 3  # a forward pass
+        checkpoint = 4 * sum(p.size for p in model.parameters()) * (2 + slots) / WRITTEN
+        epoch = -(-TRAINING_IMAGES // batch) * step + evaluation + checkpoint
+        with computing(precision):
+            memory = step_bytes(model, (32, 32, 3), batch, slots)
+        what = f"{settings['optimizer']} {settings['lr']:g}, decay {settings['weight_decay']:g}"
+        lines.append(
+            f"| ResNet-{depth} | {precision} | {what} | {format_bytes(memory)} | {1e3 * floor:.1f} ms | "
+            f"{1e3 * step:.0f} ms | {epoch:.1f} s | {(START_SECONDS + epochs * epoch) / 60:.1f} min |"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(markdown())
+    print(markdown(), runs(), sep="\n\n")

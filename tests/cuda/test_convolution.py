@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minires import cuda, reference
-from minires.cuda import convolution
+from minires.cuda import convolution, launch
 from minires.reference import Geometry
 from tests import simulator
 
@@ -29,6 +29,12 @@ def arrays(case, seed=0):
     size = reference.output_size(shape, *geometry)
     shapes = (shape, (*geometry.kernel, shape[3], outputs), (shape[0], *size, outputs))
     return [rng.integers(-3, 4, s).astype(np.float32) for s in shapes]
+
+
+def gpu_array(x):
+    import cupy
+
+    return cupy.asarray(x)
 
 
 def options(geometry):
@@ -97,6 +103,28 @@ def test_rounding_is_that_of_the_precision(algorithm, precision, device):
         assert error < ROUNDING[precision]
         rounds = precision != "fp32" and (algorithm != "columns" or device == "simulated")  # cuBLAS may do without
         assert not rounds or error > 1e-5, "tensor cores round, simulated ones too"
+
+
+@pytest.mark.parametrize(("positive", "times"), [(False, 2), (True, 20)])
+def test_what_rounding_behind_cp_async_is_worth(gpu, monkeypatch, positive, times):
+    """It costs a hundred instructions a step. Without it the tensor core cuts off, and all numbers become smaller."""
+    monkeypatch.setattr(convolution, "algorithm", "async")
+    monkeypatch.setattr(convolution.precision, "current", "tf32")
+    case = ((2, 6, 6, 32), 32, CASES[0][2])
+    rng, errors = np.random.default_rng(0), []
+    x, weight = (rng.standard_normal(a.shape).astype(np.float32) for a in arrays(case)[:2])
+    if positive:
+        x, weight = abs(x), abs(weight)
+    expected = reference.conv2d(x.astype(np.float64), weight.astype(np.float64), None, **options(case[2]))
+    source = launch.source
+    for rounded in (True, False):
+        if not rounded:
+            monkeypatch.setattr(launch, "source", lambda *a: source(*a).replace("return round_to_tf32(", "return ("))
+            launch.program.cache_clear()
+        got = cuda.conv2d(*map(gpu_array, (x, weight)), None, **options(case[2])).get()
+        errors.append(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+    assert errors[0] < 4e-4
+    assert errors[1] > times * errors[0]
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
