@@ -82,12 +82,13 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("python",
     if args.precision != "fp32" and not by_cuda_kernels:
         parser.error(
             f"argument --precision: {args.precision} is for the CUDA kernels, in use are the "
-            f"{mr.kernels.in_use(device)} kernels on {device}"
+            f"{mr.kernels.in_use(device)} kernels on {device}" + (f": {why}" if (why := mr.cuda.why_not()) else "")
         )
     if args.graph and args.class_weights:
         parser.error("argument --graph: a loss with --class-weights looks at the labels, and cannot be recorded")
     if args.graph and not by_cuda_kernels:
-        parser.error(f"argument --graph: is for the CUDA kernels, and the device is {device}")
+        why = mr.cuda.why_not()
+        parser.error(f"argument --graph: is for the CUDA kernels, and the device is {device}" + f" ({why})" * bool(why))
     arguments.use_precision(parser, args.precision)
     mr.manual_seed(args.seed)
 
@@ -441,6 +442,10 @@ def dry_run(parser: arguments.Parser, args: Namespace) -> int:
     memory = step_memory(model, image, args.batch_size, slots)
     gpu_step_bytes = mr.kernels.part("step_bytes", "cuda")
     say(f"ResNet-{args.depth}, images of {size}x{size}, batches of {args.batch_size}, {args.optimizer}")
+    say(
+        f"recipe       {args.epochs} epochs of {max(1, images // args.batch_size):,} steps, peak rate {args.lr:g}, "
+        f"weight decay {args.weight_decay:g}"
+    )
     say(f"parameters   {summary.parameters:,}")
     say(f"MACs         {summary.macs:,} multiply-adds for one image forward; a training step is about three times that")
     say(f"memory       {format_bytes(memory.total)} for a training step on the CPU:")

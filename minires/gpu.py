@@ -49,7 +49,7 @@ def _probe() -> str | None:
         runtime = cupy.cuda.runtime
         driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()  # 12090 for CUDA 12.9
         if driver == 0:
-            return "CuPy is installed, but no NVIDIA driver is"
+            return "CuPy is installed, but no NVIDIA driver is (`nvidia-smi` has to list the GPU)"
         if driver // 1000 < needed // 1000:  # all versions with one major number work together
             return (
                 f"the NVIDIA driver is too old: it can do CUDA {_version(driver)}, CuPy was made for "

@@ -50,36 +50,38 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 def warp() -> Figure:
     """Batch norm's matrix of 64 channels: 16 threads across, four channels each; a warp has two rows of it."""
-    figure, axes = canvas(6.6, 3.1)
+    figure, axes = canvas(6.6, 3.2)
     left, top, cell, row = 13.0, 8.0, 4.0, 2.6
     axes.text(left, 2.0, "channels: 64, in 16 groups of four", fontsize=10)
     for group in range(16):
         axes.text(left + cell * (group + 0.5), 7.2, f"{4 * group}-{4 * group + 3}", ha="center", fontsize=6.5)
-    rows = ["row 0", "row 1", "row 2", "...", "row 15", "row 16", "row 17"]
-    for i, name in enumerate(rows):
+    for i, name in enumerate(("row 0", "row 1", "row 2", "...", "row 15", "...", "row 16 P")):
         y = top + i * row
         axes.text(left - 1, y + row / 2, name, ha="right", va="center", fontsize=8)
-        for group in range(16):
-            if name == "...":
-                continue
-            first = int(name.split()[1])
-            thread = 16 * first + group
-            mine = group == 2 and first in (0, 16)
-            color = ACCENT if mine else MIDDLE if first < 2 else LIGHT
-            text = str(thread) if first < 16 else str(thread - 256)
-            box(axes, left + cell * group, y, cell, row, color, text, size=7)
-    arrow(axes, (left + 2.88 * cell, top + 0.6 * row), (left + 2.88 * cell, top + 5.4 * row))
-    y = top + len(rows) * row + 2.4
+        for group in range(16) if name != "..." else ():
+            thread = group + (16 * int(name.split()[1]) if i < 5 else 0)
+            color = DARK if thread == 2 else MIDDLE if i < 2 else LIGHT
+            box(axes, left + cell * group, y, cell, row, color, str(thread), size=7)
+    axes.text(
+        left + 8 * cell,
+        top + 5.5 * row,
+        "rows 16 to 16 P - 1: the other parts' blocks",
+        ha="center",
+        va="center",
+        fontsize=8,
+    )
+    arrow(axes, (left + 2.88 * cell, top + 0.6 * row), (left + 2.88 * cell, top + 6.4 * row))
+    axes.text(2.0, top - 2.4, "positions", fontsize=10)
+    y = top + 7 * row + 2.4
     for line, text in enumerate(
         (
-            "The number is the thread's, of 256 in the block.",
-            "Blue: the first warp, threads 0 to 31. In one instruction each thread reads 16 bytes, four floats,",
+            "The number is the thread's, of 256 in the block. The rows are dealt out to P parts.",
+            "Shaded: the first warp, threads 0 to 31. In one instruction each thread reads 16 bytes, four floats,",
             "and so the warp 512 bytes in a row.",
-            "Orange: thread 2 stays with channels 8 to 11 and walks down, 16 rows at a time.",
+            "Dark: thread 2 keeps channels 8 to 11 and jumps down by 16 P rows.",
         )
     ):
         axes.text(2, y + 2.5 * line, text)  # fmt: skip
-    axes.text(2.0, top - 2.4, "positions", fontsize=10)
     return figure
 
 
@@ -96,8 +98,8 @@ def tile() -> Figure:
     axes.text(x0 + wide / 2, y0 + high + 2.6, "outputs", ha="center")
     axes.text(ax + k_wide / 2, y0 + high + 2.6, "k: taps and channels", ha="center")
     axes.text(ax - 1.2, y0 + high / 2, "positions", rotation=90, va="center", ha="center")
-    axes.text(ax + k_wide / 2, y0 - 3.4, "columns: never in memory,", ha="center", fontsize=8)
-    axes.text(ax + k_wide / 2, y0 - 1.4, "fetched from the image", ha="center", fontsize=8)
+    axes.text(ax + k_wide / 2, y0 - 3.4, "columns: never in the GPU's main", ha="center", fontsize=8)
+    axes.text(ax + k_wide / 2, y0 - 1.4, "memory, fetched from the image", ha="center", fontsize=8)
     axes.text(x0 + wide / 2, by - 1.2, "weight", ha="center")
     # The tile: 128 x 128 of 256 outputs, and its 8 warps, two by four.
     tile_wide, tile_high = wide / 2, high / 2
@@ -111,15 +113,15 @@ def tile() -> Figure:
     for i in range(int(k_wide / step)):
         color = ACCENT if i == 3 else LIGHT if i < 3 else "white"
         box(axes, ax + i * step, ty, step, tile_high, color, "A" if i == 3 else "")
-    for i in range(4):
-        color = ACCENT if i == 3 else LIGHT
+    for i in range(8):
+        color = ACCENT if i == 3 else LIGHT if i < 3 else "white"
         box(axes, tx, by + i * k_high / 8, tile_wide, k_high / 8, color, "B" if i == 3 else "", size=7.5)
     arrow(axes, (ax + 1, ty - 1.2), (ax + k_wide - 1, ty - 1.2))
     arrow(axes, (tx - 1.2, by + 0.5), (tx - 1.2, by + k_high - 0.5))
     axes.text(tx + tile_wide / 2, ty + tile_high + 1.8, "a block's tile: 128 x 128 sums,", ha="center", fontsize=8)
     axes.text(tx + tile_wide / 2, ty + tile_high + 3.8, "in the registers of 8 warps", ha="center", fontsize=8)
-    axes.text(ax, ty + tile_high + 1.8, "one step, 16 words of k:", fontsize=8)
-    axes.text(ax, ty + tile_high + 3.8, "A and B lie in shared memory", fontsize=8)
+    for i, text in enumerate(("A, B: a slice of 16 words of k,", "in shared memory; light: done,", "white: to come")):
+        axes.text(ax + 0.8, ty + tile_high + 2.2 + 2 * i, text, fontsize=8)
     return figure
 
 
@@ -133,9 +135,15 @@ def tensor_core() -> Figure:
         for i in range(rows):
             for j in range(columns):
                 lane, register = held(i, j)
-                chosen = lane == 5
-                color = ACCENT if chosen else shades[register]
-                box(axes, left + j * size, top + i * size, size, size, color, str(lane), size=7)
+                box(axes, left + j * size, top + i * size, size, size, shades[register], str(lane), size=7)
+        for i in range(rows):  # above the others' borders
+            for j in range(columns):
+                if held(i, j)[0] == 5:
+                    axes.add_patch(
+                        Rectangle(
+                            (left + j * size, top + i * size), size, size, fill=False, edgecolor=ACCENT, linewidth=2.5
+                        )
+                    )
 
     a_left, top, d_left = 2.0, 18.5, 56.0
     b_left = 30.0
@@ -147,7 +155,7 @@ def tensor_core() -> Figure:
     axes.text(b_left + 4 * size, top - 1.2, "B: 8 of k x 8 outputs", ha="center")
     axes.text(d_left + 4 * size, top - 1.2, "D += A B: 16 x 8 sums", ha="center")
     axes.text((a_left + 8 * size + b_left) / 2, middle, "x", ha="center", va="center", fontsize=12)
-    axes.text((b_left + 8 * size + d_left) / 2, middle, "=", ha="center", va="center", fontsize=12)
+    axes.text((b_left + 8 * size + d_left) / 2, middle, "+=", ha="center", va="center", fontsize=12)
     axes.text(2, 2.5, "mma.m16n8k8: one instruction of a warp, 1,024 multiplications and additions", fontsize=10)
     axes.text(
         2, 5.6, "The number is the lane, 0 to 31, that holds the element in a register. The shade is the register:"
@@ -155,8 +163,8 @@ def tensor_core() -> Figure:
     for register, name in enumerate(("0", "1", "2", "3")):
         box(axes, 2 + 9 * register, 7.2, 3, 2.3, shades[register])
         axes.text(5.8 + 9 * register, 8.9, name)
-    box(axes, 40, 7.2, 3, 2.3, ACCENT)
-    axes.text(43.8, 8.9, "all of lane 5's: four of A, two of B, four of D")
+    box(axes, 40, 7.2, 3, 2.3, "white", edge=ACCENT, line=2.5)
+    axes.text(43.8, 8.9, "lane 5's: four of A, two of B, four of D")
     axes.text(
         2, 13.0, "In bf16 each element of A and B is a pair of neighbours along k, and the instruction is m16n8k16."
     )
@@ -173,6 +181,7 @@ def graph() -> Figure:
         axes.plot([left, 86], [y + 2.6, y + 2.6], color="#999999", linewidth=0.6)
 
     axes.text(2, 2.2, "Kernel by kernel: the GPU waits for the next launch", fontsize=10)
+    axes.text(86, 2.2, "a sketch, not to scale; time runs to the right", fontsize=8, ha="right")
     line(4.0, "host")
     line(8.0, "GPU")
     widths = [2.2, 1.2, 2.8, 1.0, 1.8, 1.4, 2.4, 1.2, 2.0, 1.4]

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `minires ... | head`
         sys.stderr.close()
-        return 0
+        return 2 if args.command == "check" else 0  # 0 would mean that all is right
     except MemoryError as error:
         print(f"minires {args.command}: error: out of memory ({error})", file=sys.stderr)
         return 2
@@ -132,8 +132,8 @@ def make_parser() -> cli.Parser:
     add("--stages", action="store_true", help="the architecture table: a line for each stage, not for each layer")
 
     commands.add_parser("info", help="versions, device, kernels, threads")
-    text = "compare every CUDA kernel, and training steps, with the reference on this GPU"
-    commands.add_parser("check", help=text, description=f"{text.capitalize()}; takes about a minute.")
+    text = "ompare the CUDA kernels on this GPU, and training steps, with the reference on the CPU"
+    commands.add_parser("check", help=f"c{text}", description=f"C{text}. Takes about a minute (estimate).")
     return parser
 
 
@@ -272,7 +272,7 @@ def info(parser: cli.Parser, args: Namespace) -> int:
 def check(parser: cli.Parser, args: Namespace) -> int:
     """`minires check`."""
     if reason := cuda.why_not():
-        parser.exit(2, f"minires check: there is no GPU to check: {reason}\n")
+        parser.exit(2, f"minires check: there is no GPU to check: {reason}; minires runs on the CPU\n")
     run = kernels.part("check", "cuda")
     if run is None:
         parser.exit(2, "minires check: there is nothing to check: the kernels in use are the reference's\n")

@@ -87,7 +87,7 @@ def evaluate_branch(
     for i, (weight, geometry, norm, bias) in enumerate(layers):
         y = np.empty((x.shape[0], *output_size(x.shape, *geometry), weight.shape[3]), np.float32)
         last = i == len(layers) - 1
-        scale, shift = norm.scale_and_shift() if norm else (None, bias)
+        scale, shift = (None, bias) if norm is None else norm.scale_and_shift()
         epilogue = _Epilogue(y, scale, shift, shortcut if last else None, relu or not last)  # one for all workers
         convolution.forward(Images(x), x.shape, weight, geometry, y, lambda epilogue=epilogue: epilogue)
         x = y

@@ -5,9 +5,9 @@ What is not imported here from a file of this folder is the reference's own func
 A file NAME.py launches the kernels of NAME.cu, where there is one (convolution.py those of columns.cu and
 weight_gradient.cu too). Read the .cu file first: it opens with the formula.
 
-Reading order: launch.py (how a kernel is compiled, checked and launched), sums, batch_norm, blas.py (matrix products),
-columns.cu, convolution and weight_gradient.cu with tensor_core.cuh, precision.py, elementwise, pooling, linear.py,
-loss, images, optimizers, branch.py, graph.py (a whole step as one launch), step.py, memory.py, check.py.
+Reading order: launch.py (how a kernel is compiled, checked and launched), common.cuh, sums, batch_norm, blas.py (matrix
+products), columns.cu, precision.py, tensor_core.cuh with convolution and weight_gradient.cu, elementwise, pooling,
+linear.py, loss, images, optimizers, branch.py, graph.py (a whole step as one launch), step.py, memory.py, check.py.
 docs/fast-cuda.md tells the story.
 
 Arrays are CuPy's, float32 or, with precision "bf16", bfloat16 where they are activations. Nothing here waits for the

@@ -30,7 +30,7 @@ __device__ void merge(float& count, float& mean, float& squares, float other_cou
     float total = count + other_count;
     if (other_count == 0.0f) return;
     float difference = other_mean - mean;
-    mean += difference * __fdividef(other_count, total);  // the fast division: 2 units in the last place, no call
+    mean += difference * __fdividef(other_count, total);  // the fast division: 2 units in the last place; the exact one is a function call
     squares += other_squares + difference * difference * __fdividef(count * other_count, total);
     count = total;
 }
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_partials(
     int stride = parts * blockDim.y;
     if (c < channels) {
         for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += ROWS_AT_ONCE * stride) {
-            Lanes value[ROWS_AT_ONCE];
+            Vector value[ROWS_AT_ONCE];
             int n = min(ROWS_AT_ONCE, (rows - row - 1) / stride + 1);
 #pragma unroll
             for (int k = 0; k < ROWS_AT_ONCE; k++)
@@ -130,15 +130,15 @@ extern "C" __global__ void __launch_bounds__(1024) batch_norm_statistics(
     if (running_var) running_var[c] += momentum * (v * unbiased - running_var[c]);
 }
 
-// y = (x - mean) * scale + bias [+ shortcut] [relu], scale = weight / sqrt(var + eps).
+// y = (x - mean) * scale + bias [+ shortcut] [relu], scale = weight / sqrt(var + eps). y may be x.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(
-    const activation* __restrict__ x,         // [rows, channels], aligned
+    const activation* x,                      // [rows, channels], aligned
     const float* __restrict__ mean,           // [channels]
     const float* __restrict__ var,            // [channels]
     const float* __restrict__ weight,         // [channels]
     const float* __restrict__ bias,           // [channels]
     const activation* __restrict__ shortcut,  // [rows, channels], aligned, or null
-    activation* __restrict__ y,               // [rows, channels], aligned
+    activation* y,                            // [rows, channels], aligned
     float eps,
     int relu,
     int rows,
@@ -152,10 +152,10 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(
     }
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         size_t at = (size_t)row * channels + c;
-        Lanes value = load(x + at);
+        Vector value = load(x + at);
         for (int i = 0; i < VECTOR; i++) value.v[i] = batch_norm_value(value.v[i], centre[i], scale[i], shift[i]);
         if (shortcut) {
-            Lanes other = load(shortcut + at);
+            Vector other = load(shortcut + at);
             for (int i = 0; i < VECTOR; i++) value.v[i] += other.v[i];
         }
         if (relu)
@@ -166,6 +166,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_apply(
 
 // partials[part, 0..1, c] = sum of g and of g * (x - mean) over this part's rows, with g = dy where y > 0. `y` is null if
 // there was no ReLU, or if `bias` is given, to compute y again. g is written down where somebody (the shortcut) needs it.
+// Four blocks on a multiprocessor, so at most 64 registers.
 extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partials(
     const activation* __restrict__ dy,  // [rows, channels], aligned
     const activation* __restrict__ x,   // [rows, channels], aligned
@@ -191,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partial
         }
         int stride = parts * blockDim.y;
         for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += BACKWARD_ROWS * stride) {
-            Lanes gradient[BACKWARD_ROWS], input[BACKWARD_ROWS], output[BACKWARD_ROWS];
+            Vector gradient[BACKWARD_ROWS], input[BACKWARD_ROWS], output[BACKWARD_ROWS];
 #pragma unroll
             for (int k = 0; k < BACKWARD_ROWS; k++) {
                 size_t at = (size_t)(row + k * stride) * channels + c;
@@ -231,8 +232,11 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partial
         }
 }
 
-// dbias, dweight, and dx as a * g + b * x + k per channel: coefficients = (a, b, k). `count` is the number of rows, or 0 in
-// evaluation, where mean and var are constants and dx = a * g. Grid (channels / 32), block (32, MERGERS).
+// dbias, dweight, and dx as a * g + b * x + k per channel, coefficients = (a, b, k):
+//
+//     a = weight / std;  b = -a * dweight / (std * rows);  k = -a * dbias / rows - b * mean
+//
+// `count` is the number of rows, or 0 in evaluation, where mean and var are constants and dx = a * g. Grid (channels / 32), block (32, MERGERS).
 extern "C" __global__ void __launch_bounds__(1024) batch_norm_backward_coefficients(
     const float* __restrict__ partials,  // [parts, 2, channels]
     const float* __restrict__ mean,      // [channels]
@@ -291,9 +295,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_apply(
     }
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         size_t at = (size_t)row * channels + c;
-        Lanes gradient = load(dy + at), input = load(x + at);
+        Vector gradient = load(dy + at), input = load(x + at);
         if (y) {
-            Lanes output = load(y + at);
+            Vector output = load(y + at);
             for (int i = 0; i < VECTOR; i++) gradient.v[i] = output.v[i] > 0.0f ? gradient.v[i] : 0.0f;
         }
         if (bias)

@@ -61,13 +61,21 @@ def batch_norm_backward(
 
 
 def normalise_add_relu(
-    x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, shortcut: Array | None, relu: bool
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array,
+    bias: Array,
+    eps: float,
+    shortcut: Array | None,
+    relu: bool,
+    in_place: bool = False,
 ) -> Array:
-    """z = [relu](batch_norm_apply(x, ...) [+ shortcut]), like x; one launch."""
+    """z = [relu](batch_norm_apply(x, ...) [+ shortcut]), like x, or over x if that is contiguous; one launch."""
     x, rows, channels = _rows(x)
     xp = module_of(x)
     shortcut = None if shortcut is None else xp.ascontiguousarray(shortcut)
-    z = xp.empty(x.shape, dtype=x.dtype)
+    z = x if in_place else xp.empty(x.shape, dtype=x.dtype)
     vector = vector_width(channels, x, shortcut, z)
     grid, block = channel_grid(rows, channels, vector, 8 * BLOCKS)
     mean, var, weight, bias = map(xp.ascontiguousarray, (mean, var, weight, bias))

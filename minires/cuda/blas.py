@@ -9,7 +9,7 @@ The handle has its own workspace, because cuBLAS would otherwise allocate one, i
 fixed workspace on one stream its results are the same from run to run.
 
 Source: the cuBLAS documentation, on cublasGemmStridedBatchedEx, cublasSetWorkspace and reproducibility.
-Reading order: after batch_norm.py. Next: columns.cu and convolution.py.
+Reading order: after batch_norm.py. Next: columns.cu and precision.py.
 """
 
 from __future__ import annotations

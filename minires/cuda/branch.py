@@ -102,13 +102,13 @@ def evaluate_branch(x: Array, layers: Sequence[InferenceLayer], shortcut: Array 
     shortcut = None if shortcut is None else convert(shortcut, precision.activation())
     for i, layer in enumerate(layers):
         last = i == len(layers) - 1
-        y, norm = convolution.forward(z, layer.weight, layer.geometry), layer.norm
+        z, norm = convolution.forward(z, layer.weight, layer.geometry), layer.norm
         added, with_relu = shortcut if last else None, relu or not last
         if norm is None:
-            scale_and_shift(y, None, layer.bias, added, with_relu)
-            z = y
-        else:  # one launch, which makes the scale of each channel itself
-            z = normalise_add_relu(
-                y, norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data, norm.eps, added, with_relu
-            )
+            scale_and_shift(z, None, layer.bias, added, with_relu)
+        else:  # in place as well; the kernel makes the scale of each channel itself
+            normalise_add_relu(
+                z, norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data, norm.eps, added, with_relu,
+                in_place=True,
+            )  # fmt: skip
     return z

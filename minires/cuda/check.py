@@ -26,16 +26,18 @@ import minires.functional as F
 from minires import kernels, models, optim, reference
 from minires.cuda import blas, convolution, elementwise, precision
 from minires.cuda.batch_norm import normalise_add_relu, normalise_add_relu_backward
+from minires.cuda.optimizers import prepare_lr, sgd_update, stop_unless_finite
 from minires.cuda.step import DeviceStep
-from minires.device import Array, manual_seed, to_device
+from minires.device import Array, module_of, to_device
 from minires.reference import Geometry, Running
-from minires.tensor import Tensor
+from minires.tensor import Tensor, no_grad
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # of results, in L2 norm; a product in tf32 may be truncated
 SUMS = 1e-4  # of what is kept in float32 beside bfloat16: the terms of these sums were exact
+FAR = 10  # a pixel that was not written hardly shows in a norm
 # What CUDA's errors say when the context is lost, without the underscores of the driver's.
-LOST = ("illegaladdress", "misalignedaddress", "illegalinstruction", "launchfail", "hardwarestack", "invalidpc",
-        "invalidaddressspace")  # fmt: skip
+LOST = ("illegaladdress", "misalignedaddress", "illegalinstruction", "launchfail", "launchtimeout", "hardwarestack",
+        "invalidpc", "invalidaddressspace", "eccuncorrectable")  # fmt: skip
 
 
 # Results and expected results ---------------------------------------------------------------------------------------
@@ -48,7 +50,7 @@ def differences(got: Any, expected: Any, names: str, tolerance: float) -> list[d
     nans       number of unexpected NaNs
     bad, of    number of elements that differ by more than the tolerance of their value and of the mean square; of all
     first_bad  the index of the first of them, with the result and the expected value; None if there is none
-    wrong      whether error is above the tolerance, or there are NaNs
+    wrong      whether error is above the tolerance, an element FAR times above its own, or a NaN unexpected
 
     The `tolerance` for bfloat16 is SUMS for outputs in float32.
     """
@@ -65,9 +67,11 @@ def differences(got: Any, expected: Any, names: str, tolerance: float) -> list[d
         size = max(float(np.linalg.norm(b)), 1e-30)
         error = float(np.linalg.norm(a - b)) / size
         nans = int((np.isnan(a) & ~np.isnan(b)).sum())
-        bad = ~(abs(a - b) <= allowed * (abs(b) + size / max(b.size, 1) ** 0.5)) & ~(np.isnan(a) & np.isnan(b))
+        apart = abs(a - b) / (abs(b) + size / max(b.size, 1) ** 0.5)
+        apart[np.isnan(a) & np.isnan(b)] = 0
+        bad = ~(apart <= allowed)
         row = {"name": name, "error": error, "nans": nans, "bad": int(bad.sum()), "of": int(b.size)}
-        wrong = nans > 0 or not error <= allowed
+        wrong = nans > 0 or not error <= allowed or bool((apart > FAR * allowed).any())
         row |= {"wrong": wrong, "first_bad": None}
         if wrong and bad.any():
             index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), b.shape))
@@ -154,13 +158,13 @@ class Case(NamedTuple):
 
 def kernel_cases(n: int, h: int, c: int, parameters: int) -> list[Case]:
     """Each function of the backend that multiplies no matrices, and the two of batch_norm.py for fused branches: on n
-    images of h x h with c channels, and on so many parameters."""
+    images of h x (h + 1) with c channels, and on so many parameters."""
     backend, rng = sys.modules["minires.cuda"], np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    x, shortcut, dy = (normal(n, h, h, c) for _ in range(3))
+    x, shortcut, dy = (normal(n, h, h + 1, c) for _ in range(3))
     mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
     weight, bias = rng.uniform(0.5, 1.5, c).astype(np.float32), normal(c)
     norm = (mean, var, weight, bias, 1e-5)
@@ -170,12 +174,13 @@ def kernel_cases(n: int, h: int, c: int, parameters: int) -> list[Case]:
     logits, labels = normal(n, 10), rng.integers(0, 10, n)
     probabilities = reference.cross_entropy(logits, labels, 0.1)[1]
     flat = [normal(parameters) for _ in range(3)]
-    images = rng.integers(0, 256, (n, h, h, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, h, h + 1, 3), dtype=np.uint8)
     offsets = [rng.integers(0, 9, n), rng.integers(0, 9, n), rng.integers(0, 2, n).astype(bool)]
     choices = np.stack([rng.permutation(n), *offsets], axis=1).astype(np.int32)
     window = ((3, 3), (2, 2), (1, 1))
     pooled, features, vector = reference.max_pool2d(x, *window), normal(n, c), np.array([0.5, 0.4, 0.3], np.float32)
-    adam = (*flat, abs(flat[0]), 1, 1e-3, 0.9, 0.999, 1e-8, 0.0, False)
+    losses = np.array([2, np.nan, np.inf], np.float32)
+    adam = (*flat, abs(flat[0]), 3, 1e-3, 0.9, 0.999, 1e-8, 0.01)
     gradients = "dx dweight dbias"
     own = [
         Case("batch_norm_statistics", "mean var running_mean running_var batches", (x, bias, weight, np.array(7)), (0,),
@@ -188,10 +193,13 @@ def kernel_cases(n: int, h: int, c: int, parameters: int) -> list[Case]:
              (0, 1, 2), _add_relu_backward_by_cuda, _add_relu_backward),
         Case("accumulate", "sum", (x, dy), (0, 1), _sum_by_cuda, np.add),
         Case("to float32", "x", (x,), (0,), partial(elementwise.convert, dtype="float32"), np.array),
+        Case("sgd_update after a loss that is not finite", "parameters", (flat[0][:100], losses), (),
+             _stopped_by_cuda, _stopped),
     ]  # fmt: skip
     contract: list[tuple[str, str, tuple, tuple]] = [
         ("batch_norm_apply", "y", (x, *norm), (0,)),
         ("batch_norm_backward", gradients, (dy, x, mean, var, weight, 1e-5, True), (0, 1)),
+        ("batch_norm_backward in evaluation", gradients, (dy, x, mean, var, weight, 1e-5, False), (0, 1)),
         ("column_sum", "sum", (x,), (0,)),
         ("relu", "y", (x,), (0,)),
         ("relu_backward", "dx", (dy, y), (0, 1)),
@@ -204,17 +212,37 @@ def kernel_cases(n: int, h: int, c: int, parameters: int) -> list[Case]:
         ("cross_entropy", "loss probabilities", (logits, labels, 0.1), ()),
         ("cross_entropy_backward", "dlogits", (np.float32(2), probabilities, labels, 0.1), ()),
         ("sgd_update", "parameter gradient velocity", (*flat, 0.1, 0.9, 5e-4, True), ()),
-        ("adam_update", "parameter gradient mean square", adam, ()),
+        ("adam_update", "parameter gradient mean square", (*adam, False), ()),
+        ("adam_update decoupled", "parameter gradient mean square", (*adam, True), ()),
         ("crop_and_flip", "images", (images, *offsets, 4), ()),
         ("make_batch", "x y", (images, labels, choices, 0, n, 4, vector, vector), ()),
         ("normalize", "images", (images, vector, vector), ()),
     ]
-    return [*own, *(Case(*case, getattr(backend, case[0]), getattr(reference, case[0])) for case in contract)]
+    functions = [[getattr(module, name.split()[0]) for module in (backend, reference)] for name, *_ in contract]
+    return [*own, *(Case(*case, ours, definition) for case, (ours, definition) in zip(contract, functions))]
 
 
 def _statistics(module: ModuleType, x: Array, mean: Array, var: Array, batches: Array) -> tuple[Array, ...]:
     """The statistics of x, and the running ones that they have moved."""
     return *module.batch_norm_statistics(x, Running(mean, var, batches, 0.1)), mean, var, batches
+
+
+def _stopped_by_cuda(parameter: Array, losses: Array) -> Array:
+    """(losses, parameters) after two steps against the gradient 1, of which the first had the loss."""
+    xp, shape = module_of(parameter), parameter.shape
+    rows = xp.empty((len(losses), *shape), dtype="float32")
+    for i in range(len(losses)):
+        rows[i] = parameter
+        schedule, velocity, stopped = None, xp.zeros(shape, dtype="float32"), xp.zeros(1, dtype="float32")
+        for loss in (losses[i : i + 1], losses[:1]):
+            schedule = prepare_lr(schedule, parameter, 0.5, 1, (0.0, 0.0))
+            stop_unless_finite(loss, stopped, schedule)
+            sgd_update(rows[i], xp.ones(shape, dtype="float32"), velocity, schedule, 0.0, 0.0, False)
+    return rows
+
+
+def _stopped(parameter: Array, losses: Array) -> Array:
+    return parameter - np.isfinite(losses)[:, None].astype(np.float32)
 
 
 def _sum_by_cuda(a: Array, b: Array) -> Array:
@@ -262,9 +290,12 @@ def product_cases(n: int, h: int, c: int) -> list[tuple[Case, str]]:
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def convolution_case(name: str, kernel: int, stride: int, ins: int, outs: int, groups: int = 1) -> Case:
-        geometry = Geometry((kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1))
-        x, weight = normal(n, h, h, ins), normal(kernel, kernel, ins // groups, outs) / kernel / ins**0.5
+    def convolution_case(
+        name: str, kernel: int, stride: int, ins: int, outs: int, groups: int = 1, dilation: int = 1
+    ) -> Case:
+        padding = dilation * (kernel // 2)
+        geometry = Geometry((kernel, kernel), (stride, stride), (padding, padding), (dilation, dilation))
+        x, weight = normal(n, h, h + 1, ins), normal(kernel, kernel, ins // groups, outs) / kernel / ins**0.5
         dy = normal(n, *reference.output_size(x.shape, *geometry), outs)
         ours, definition = (partial(_convolve, module, geometry, groups) for module in (backend, reference))
         return Case(name, "y dx dweight", (x, dy, weight, normal(outs)), (0, 1), ours, definition)
@@ -279,12 +310,14 @@ def product_cases(n: int, h: int, c: int) -> list[tuple[Case, str]]:
         ("3x3, stride 2", 3, 2, c, 2 * c),
         ("7x7, stride 2, of 3 channels", 7, 2, 3, c),
         ("3x3, 2 groups", 3, 1, c, c, 2),
+        ("3x3, dilation 2", 3, 1, c, c, 1, 2),
     ):
         cases.append((convolution_case(f"convolution {name}", *shape), "columns"))
-    for outs in (16, 32, 64, 128):  # with as many positions as fill a GPU each has tiles of this width
+    for outs in (16, 40, 64, 136):  # with as many positions as fill a GPU: tiles of 16, 32, 64 and 128, some in part
         cases.append((convolution_case(f"convolution 3x3 without columns, {outs} outputs", 3, 1, 16, outs), "implicit"))
-    cases.append((convolution_case("convolution 3x3, stride 2, without columns", 3, 2, c, 2 * c), "implicit"))
-    for outs in (16, 32, 64, 128):
+    for name, *shape in (("stride 2", 3, 2, c, 2 * c), ("dilation 2", 3, 1, c, c, 1, 2)):
+        cases.append((convolution_case(f"convolution 3x3, {name}, without columns", *shape), "implicit"))
+    for outs in (16, 40, 64, 136):
         cases.append((convolution_case(f"convolution 3x3 by cp.async, {outs} outputs", 3, 1, 16, outs), "async"))
     return cases
 
@@ -304,7 +337,8 @@ def _convolve(
 # Training steps -----------------------------------------------------------------------------------------------------
 
 LR = 0.05
-APART = {"fp32": (1e-5, 1e-2), "tf32": (5e-3, 0.2), "bf16": (5e-2, 0.5)}  # loss, update: a ReLU may take the other side
+# The most by which the loss and the weights' update may be apart: a ReLU may take the other side.
+APART = {"fp32": (1e-5, 1e-2), "tf32": (5e-3, 0.2), "bf16": (5e-2, 0.5)}
 
 
 def steps_are_right(choice: str, batch: int, size: int) -> tuple[bool, str]:
@@ -326,18 +360,37 @@ def steps_are_right(choice: str, batch: int, size: int) -> tuple[bool, str]:
     with computing(choice):
         (first,), after = _device_steps(x, labels, 1, graph=False)
         eager, graph = (_device_steps(x, labels, 4, graph=graph) for graph in (False, True))
-    loss_apart = abs(first - expected) / expected
-    moved_apart = float(np.linalg.norm(after - before - moved) / np.linalg.norm(moved))
-    same = eager[0] == graph[0] and np.array_equal(eager[1], graph[1])
-    text = f"loss {first:.4f}, apart by {loss_apart:.0e}, the weights' update by {moved_apart:.0e}; as a CUDA graph "
-    text += "the same" if same else f"DIFFERENT: losses {graph[0]}, launched one by one {eager[0]}"
-    most = APART[choice]
-    return loss_apart <= most[0] and moved_apart <= most[1] and same, text
+    apart = abs(first - expected) / expected, float(np.linalg.norm(after - before - moved) / np.linalg.norm(moved))
+    same = np.array_equal(eager[0], graph[0], equal_nan=True) and np.array_equal(eager[1], graph[1], equal_nan=True)
+    limits = APART[choice]
+    right = [a <= most for a, most in zip(apart, limits)]  # NaN is not
+    texts = [
+        f"{what} {a:.0e} apart{'' if ok else ' (WRONG)'}, at most {most:.0e}"
+        for what, a, most, ok in zip((f"loss {first:.4f},", "the weights' update"), apart, limits, right)
+    ]
+    texts.append(
+        "as a CUDA graph " + ("the same" if same else f"DIFFERENT: {graph[0]}, launched one by one {eager[0]}")
+    )
+    return all(right) and same, "; ".join(texts)
+
+
+def evaluation_is_right(choice: str, batch: int, size: int) -> tuple[bool, str]:
+    """Whether ResNet-20 gives the logits of the reference in evaluation; in words too."""
+    x = np.random.default_rng(1).standard_normal((batch, size, size, 3), dtype=np.float32)
+    kernels.use("reference")
+    try:
+        with no_grad():
+            expected = _resnet20("cpu")[0].eval()(Tensor(x)).data
+    finally:
+        kernels.use("auto")
+    with computing(choice), no_grad():
+        got = _resnet20("cuda")[0].eval()(Tensor(to_device(x, "cuda"))).data
+    rows = differences(got, expected, "logits", 10 * TOLERANCE[choice])  # through twenty layers
+    return not rows[0]["wrong"], described(rows)
 
 
 def _resnet20(device: str) -> tuple[Any, optim.SGD]:
-    manual_seed(0)
-    model = models.build(20).to(device)
+    model = models.build(20, generator=np.random.default_rng(0)).to(device)
     return model, optim.SGD(model.parameters(), LR, 0.9)
 
 
@@ -355,7 +408,7 @@ def _device_steps(x: np.ndarray, labels: np.ndarray, count: int, graph: bool) ->
 
 # The check ----------------------------------------------------------------------------------------------------------
 
-SIZES = {"kernels": [(32, 16, 64, 1_000_000), (3, 7, 6, 1001)], "products": (72, 16, 32), "steps": (8, 32)}
+SIZES = {"kernels": [(32, 16, 64, 1_000_000), (3, 7, 6, 1001)], "products": (83, 15, 32), "steps": (8, 32)}
 TINY = {"kernels": [(2, 6, 8, 1000), (1, 5, 3, 101)], "products": (1, 5, 16), "steps": (2, 8)}  # for a simulated GPU
 
 
@@ -375,12 +428,17 @@ def tasks(sizes: dict[str, Any]) -> Iterator[tuple[str, Callable[[], tuple[bool,
             yield f"{case.name}, {choice}", partial(_compared, [case], choice, algorithm)
     for choice in known:
         yield f"training steps of ResNet-20, {choice}", partial(steps_are_right, choice, *sizes["steps"])
+        yield f"evaluation of ResNet-20, {choice}", partial(evaluation_is_right, choice, *sizes["steps"])
 
 
 def _compared(cases: Sequence[Case], choice: str, algorithm: str = "auto") -> tuple[bool, str]:
     with computing(choice, algorithm):
-        dtype = precision.activation()
-        rows = [row for case in cases for row in case.compare(dtype, TOLERANCE[choice])]
+        dtype, rows = precision.activation(), []
+        for case in cases:
+            found = case.compare(dtype, TOLERANCE[choice])
+            if len(cases) > 1:
+                found = [{**row, "name": f"{row['name']} for {case.arguments[0].shape}"} for row in found]
+            rows += found
     return not any(row["wrong"] for row in rows), described(rows)
 
 
@@ -390,18 +448,30 @@ def breaks_the_context(text: str) -> bool:
     return any(word in text for word in LOST)
 
 
-def check(say: Callable[[str], None] = print, sizes: dict[str, Any] = SIZES) -> list[str]:
+def _print(line: str) -> None:
+    print(line, flush=True)  # so that a hang shows where it is
+
+
+def check(say: Callable[[str], None] = _print, sizes: dict[str, Any] = SIZES) -> list[str]:
     """Run all tasks, with a line for each; the names of those that are wrong. Needs a usable GPU.
 
     An exception is a wrong result too. After one that loses the CUDA context nothing can be right: the check ends.
+    Raises `MemoryError` where the GPU's memory is taken by others, and `RuntimeError` where the reference is in use.
     """
     import cupy
+
+    if kernels.in_use("cuda") != "cuda":
+        raise RuntimeError("check: the kernels in use are the reference's; choose others by kernels.use('auto')")
 
     start, wrong, count = time.monotonic(), [], 0
     driver = cupy.cuda.runtime.driverGetVersion()
     say(
         f"CUDA {driver // 1000}.{driver % 1000 // 10} by the driver, CuPy {cupy.__version__}, NumPy {np.__version__}, "
         f"cuBLAS {blas.version()}"
+    )
+    say(
+        "error: the norm (L2) of the difference from the reference on the CPU, relative to the reference; at most "
+        f"{TOLERANCE['fp32']:.0e} in fp32, {TOLERANCE['tf32']:.0e} in tf32, {TOLERANCE['bf16']:.0e} in bf16"
     )
     for choice in precision.CHOICES:
         if reason := precision.why_not(choice):
@@ -410,6 +480,8 @@ def check(say: Callable[[str], None] = print, sizes: dict[str, Any] = SIZES) -> 
         try:
             right, text = task()
             cupy.cuda.runtime.deviceSynchronize()  # an error of the GPU belongs to the task that made it
+        except MemoryError:  # says nothing of the kernels
+            raise
         except Exception as error:  # CUDA's and CuPy's have no common class
             right, text = False, " ".join(f"{type(error).__name__}: {error}".split())
         count += 1

@@ -1,7 +1,7 @@
 // im2col and its transpose: a convolution as one matrix product.
 //
 //     columns[n, i, j, g, u, v, c] = x[n, i*sh + u*dh - ph, j*sw + v*dw - pw, g*C + c], 0 outside the image
-//     x[n, r, s, c] = sum of the columns that im2col would fill from it
+//     dx[n, r, s, c] = sum of the columns that im2col would fill from x[n, r, s, c]
 //
 // for the groups g, of C channels each, of a convolution with groups: the columns of a group are neighbours. One group is
 // the usual case.
@@ -14,7 +14,7 @@
 
 extern "C" __global__ void __launch_bounds__(256) im2col(
     const activation* __restrict__ x,  // [n, h, w, c], aligned
-    activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned: group by group
+    activation* __restrict__ columns,  // [n, ho, wo, groups, kh, kw, c // groups], aligned
     int groups,
     int n,
     int h,
@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256) im2col(
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
         auto [image, i, j] = position_of(row, ho, wo);
         int r = i * sh + u * dh - ph, s = j * sw + v * dw - pw;
-        Lanes value = {};
+        Vector value = {};
         if (r >= 0 && r < h && s >= 0 && s < w) value = load(x + ((size_t)(image * h + r) * w + s) * c + channel);
         store(columns + (size_t)row * (kh * kw * c) + k, value);
     }
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256) im2col(
 
 // dx = col2im(columns), or dx += it.
 extern "C" __global__ void __launch_bounds__(256) col2im(
-    const activation* __restrict__ columns,  // [n, ho, wo, kh, kw, c], aligned: group by group
+    const activation* __restrict__ columns,  // [n, ho, wo, groups, kh, kw, c // groups], aligned
     activation* __restrict__ dx,             // [n, h, w, c], aligned
     int accumulate,
     int groups,
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(256) col2im(
     columns += channel / size * (kh * kw * size) + channel % size;  // to the group, and the channel in it
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
         auto [image, r, s] = position_of(row, h, w);
-        Lanes sum = {};
+        Vector sum = {};
         if (accumulate) sum = load(dx + (size_t)row * c + channel);
         for (int u = 0; u < kh; u++) {
             int i = r + ph - u * dh;  // i * sh, if it is a multiple
@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(256) col2im(
                 int j = s + pw - v * dw;
                 if (j < 0 || j % sw || j / sw >= wo) continue;
                 size_t at = ((size_t)(image * ho + i / sh) * wo + j / sw) * (kh * kw * groups) + u * kw + v;
-                Lanes value = load(columns + at * size);
+                Vector value = load(columns + at * size);
                 for (int k = 0; k < VECTOR; k++) sum.v[k] += value.v[k];
             }
         }

@@ -9,7 +9,7 @@
 #define VECTOR 1
 #endif
 
-// bfloat16 is the upper half of a float: 8 bits of exponent, 8 of mantissa. Written out, it needs no CUDA headers.
+// bfloat16 is the upper half of a float: 1 bit of sign, 8 of exponent, 7 of mantissa. Written out, it needs no CUDA headers.
 struct bfloat16 {
     unsigned short bits;
 };
@@ -34,11 +34,11 @@ __device__ Position position_of(int row, int height, int width) {
 }
 
 // VECTOR neighbouring elements, as floats. With VECTOR = 4 the address must be a multiple of 16 (bfloat16: 8) bytes.
-struct Lanes {
+struct Vector {
     float v[VECTOR];
 };
-__device__ Lanes load(const float* p) {
-    Lanes r;
+__device__ Vector load(const float* p) {
+    Vector r;
 #if VECTOR == 4
     float4 f = *(const float4*)p;
     r.v[0] = f.x, r.v[1] = f.y, r.v[2] = f.z, r.v[3] = f.w;
@@ -47,15 +47,15 @@ __device__ Lanes load(const float* p) {
 #endif
     return r;
 }
-__device__ void store(float* p, const Lanes& r) {
+__device__ void store(float* p, const Vector& r) {
 #if VECTOR == 4
     *(float4*)p = make_float4(r.v[0], r.v[1], r.v[2], r.v[3]);
 #else
     *p = r.v[0];
 #endif
 }
-__device__ Lanes load(const bfloat16* p) {
-    Lanes r;
+__device__ Vector load(const bfloat16* p) {
+    Vector r;
 #if VECTOR == 4
     uint2 u = *(const uint2*)p;
     r.v[0] = __uint_as_float(u.x << 16), r.v[1] = __uint_as_float(u.x & 0xffff0000u);
@@ -65,7 +65,7 @@ __device__ Lanes load(const bfloat16* p) {
 #endif
     return r;
 }
-__device__ void store(bfloat16* p, const Lanes& r) {
+__device__ void store(bfloat16* p, const Vector& r) {
 #if VECTOR == 4
     *(uint2*)p = make_uint2(bfloat16_bits(r.v[0]) | bfloat16_bits(r.v[1]) << 16,
                             bfloat16_bits(r.v[2]) | bfloat16_bits(r.v[3]) << 16);

@@ -52,26 +52,27 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
 
     uint4 a_raw[2], b_raw[B_LOADS];
     auto fetch = [&](int u, int v, int c0) {
-        int tap = (u * dh * w + v * dw) * c + c0, k0 = ((u * kw + v) * c + c0) * o;  // an image has less than 2^31 elements
+        int tap = (u * dh * w + v * dw) * c + c0;  // an image has less than 2^31 elements
+        int row = ((u * kw + v) * c + c0) * o;
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            Window window = windows[t / 4 + 64 * k];
+        for (int i = 0; i < 2; i++) {
+            Window window = windows[t / 4 + 64 * i];
             unsigned r = window.top + u * dh, s = window.left + v * dw;  // what is negative becomes large
-            a_raw[k] = fetch_along_k(a_from + window.start + tap, r < h && s < w && c0 + a_channel < c);
+            a_raw[i] = fetch_along_k(a_from + window.start + tap, r < h && s < w && c0 + a_channel < c);
         }
 #pragma unroll
-        for (int k = 0; k < B_LOADS; k++) {
-            bool inside = c0 + b_channel + k * B_ROWS * PER_WORD < c;
-            const activation* p = b_from + k0 + k * B_ROWS * PER_WORD * o;
-            b_raw[k] = fetch_across_k(p, inside, p + o, inside);
+        for (int i = 0; i < B_LOADS; i++) {
+            bool inside = c0 + b_channel + i * B_ROWS * PER_WORD < c;
+            const activation* p = b_from + row + i * B_ROWS * PER_WORD * o;
+            b_raw[i] = fetch_across_k(p, inside, p + o, inside);
         }
     };
     auto keep = [&](int buffer) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) *(uint4*)&A[buffer][t / 4 + 64 * k][a_word] = words_along_k(a_raw[k]);
+        for (int i = 0; i < 2; i++) *(uint4*)&A[buffer][t / 4 + 64 * i][a_word] = words_along_k(a_raw[i]);
 #pragma unroll
-        for (int k = 0; k < B_LOADS; k++)
-            if (b_word < STEP) *(uint4*)&B[buffer][b_word + k * B_ROWS][b_column] = words_across_k(b_raw[k]);
+        for (int i = 0; i < B_LOADS; i++)
+            if (b_word < STEP) *(uint4*)&B[buffer][b_word + i * B_ROWS][b_column] = words_across_k(b_raw[i]);
     };
 
     float sums[BLOCKS_M][BLOCKS_N][4] = {};
@@ -93,14 +94,5 @@ extern "C" __global__ void __launch_bounds__(256) convolution(
         __syncthreads();
     }
 
-    write_tiles(sums, [&](int r, int s, float first, float second) {
-        int m = m0 + r, column = o0 + s;
-        if (m >= n * ho * wo || column >= o) return;
-        activation* p = y + (size_t)m * o + column;
-        if (accumulate) {
-            float2 before = load_pair(p);
-            first += before.x, second += before.y;
-        }
-        store_pair(p, first, second);
-    });
+    write_images(sums, y, m0, o0, n * ho * wo, o, accumulate);
 }

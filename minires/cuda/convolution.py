@@ -172,14 +172,8 @@ def weight_gradient(
         return out if in_place else sum_parts(partials, out)
     for a, b in _chunks(dy.shape, kernel, x.itemsize) if how != "product" else [(0, len(x))]:
         columns = x if how == "product" else im2col(x[a:b], geometry, groups)
-        if groups > 1:  # which fill the GPU themselves
-            rows, part = dy[a:b].size // outputs, _matrix(out, kernel // groups, outputs, groups)
-            left, right = _matrix(columns, rows, kernel, groups).T, _matrix(dy[a:b], rows, outputs, groups)
-            blas.product(left, right, part, count=groups, accumulate=a > 0)
-            continue
-        gradient = _split_product(
-            columns, dy[a:b], kernel, outputs, out if a == 0 else xp.empty(shape, dtype="float32")
-        )
+        into = out if a == 0 else xp.empty(shape, dtype="float32")
+        gradient = _split_product(columns, dy[a:b], kernel // groups, outputs, into, groups)
         if a:
             accumulate(out, gradient)
     return out
@@ -202,23 +196,27 @@ def tile_n(outputs: int, rows: int = BLOCKS) -> int:
     return 16 if outputs <= 16 else 32
 
 
-def _split_product(columns: Array, dy: Array, kernel: int, outputs: int, out: Array) -> Array:
-    """out (K, O) = columnsᵀ (K, M) @ dy (M, O), in parts along M: a batch of products, the rest, and their sum."""
-    positions = dy.size // outputs
-    parts, rows = split(positions, -(-kernel // TILE_M) * -(-outputs // TILE_M))
+def _split_product(columns: Array, dy: Array, kernel: int, outputs: int, out: Array, groups: int) -> Array:
+    """out (K, O) = columnsᵀ @ dy for each group, K = kh*kw*C/groups. All groups are one batch of products if they fill
+    the GPU; else the positions are cut into parts, which are a batch for each group, and their sum."""
+    positions, width = dy.size // outputs, outputs // groups
+    parts, rows = split(positions, groups * -(-kernel // TILE_M) * -(-width // TILE_M))
     if parts == 1:
-        a, b = blas.Matrix(columns, positions, kernel).T, blas.Matrix(dy, positions, outputs)
-        blas.product(a, b, blas.Matrix(out, kernel, outputs))
+        a, b = _matrix(columns, positions, kernel * groups, groups).T, _matrix(dy, positions, outputs, groups)
+        blas.product(a, b, _matrix(out, kernel, outputs, groups), count=groups)
         return out
     partials = module_of(dy).empty((parts, *out.shape), dtype="float32")
     full = positions // rows  # parts of full length; a shorter one may be left
-    a = blas.Matrix(columns, rows, kernel, stride=rows * kernel, transposed=True)
-    b = blas.Matrix(dy, rows, outputs, stride=rows * outputs)
-    blas.product(a, b, blas.Matrix(partials, kernel, outputs, stride=kernel * outputs), count=full)
-    if rest := positions - full * rows:
-        a = a._replace(rows=rest, offset=full * rows * kernel)
-        b = b._replace(rows=rest, offset=full * rows * outputs)
-        blas.product(a, b, blas.Matrix(partials, kernel, outputs, offset=full * kernel * outputs))
+    rest, size = positions - full * rows, kernel * groups  # of a row of columns
+    for group in range(groups):
+        a = blas.Matrix(columns, rows, kernel, group * kernel, ld=size, stride=rows * size, transposed=True)
+        b = blas.Matrix(dy, rows, width, group * width, ld=outputs, stride=rows * outputs)
+        c = blas.Matrix(partials, kernel, width, group * width, ld=outputs, stride=kernel * outputs)
+        blas.product(a, b, c, count=full)
+        if rest:
+            a = a._replace(rows=rest, offset=a.offset + full * rows * size)
+            b = b._replace(rows=rest, offset=b.offset + full * rows * outputs)
+            blas.product(a, b, c._replace(offset=c.offset + full * kernel * outputs))
     return sum_parts(partials, out)
 
 

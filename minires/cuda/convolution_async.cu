@@ -1,9 +1,10 @@
 // The convolution of convolution.cu in tf32, with copies that do not pass through registers (cp.async, sm_80 and later).
 //
-// A thread asks for 16 bytes to be copied from memory into shared memory, and goes on; a barrier of its own waits for them,
-// some steps later. No registers hold what is on its way, so that it can be further away: STAGES - 1 steps are fetched while
-// one is multiplied. But what arrives has passed through no instruction: it is rounded to tf32 each time that a warp reads
-// it, instead of once, when it is kept. A step of 128 columns has 332 instructions for it on sm_90; convolution.cu has 244.
+// A thread asks for 16 bytes to be copied from memory into shared memory, and goes on; before it needs them it waits for its
+// copies (cp.async.wait_group). No registers hold what is on its way, so that with up to 64 columns two steps can be under
+// way while one is multiplied. But what arrives has passed through no instruction: it is rounded to tf32 each time that a
+// warp reads it, instead of once, when it is kept. With 128 columns this kernel then has 332 instructions a step on sm_90,
+// where convolution.cu has 244.
 //
 // Without rounding it would have 235: the tensor core cuts the last 13 bits off. But cutting off makes all numbers smaller.
 // On random numbers the error grows from 3.0e-4 to 7.7e-4 (L2, on the simulated GPU); where no term is negative, as behind a
@@ -14,7 +15,7 @@
 #include "common.cuh"
 #include "tensor_core.cuh"
 
-#if TILE_N == 128  // as many stages as fit into 48 KB
+#if TILE_N == 128  // steps in shared memory, of which one is multiplied; within 48 KB
 #define STAGES 2
 #else
 #define STAGES 3
@@ -67,19 +68,19 @@ extern "C" __global__ void __launch_bounds__(256) convolution_async(
     const activation *a_from = x + a_word, *b_from = weight + (size_t)b_word * o + o0 + b_column;
     int u = 0, v = 0, c0 = 0, steps = kh * kw * ((c + STEP - 1) / STEP);
     auto fetch = [&](int stage) {  // the next step
-        int tap = (u * dh * w + v * dw) * c + c0, k0 = ((u * kw + v) * c + c0) * o;
+        int tap = (u * dh * w + v * dw) * c + c0, row = ((u * kw + v) * c + c0) * o;
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            Window window = windows[t / 4 + 64 * k];
+        for (int i = 0; i < 2; i++) {
+            Window window = windows[t / 4 + 64 * i];
             unsigned r = window.top + u * dh, s = window.left + v * dw;
             bool inside = r < h && s < w && c0 + a_word < c;
-            copy_async(&A[stage][t / 4 + 64 * k][a_word], inside ? a_from + window.start + tap : x, inside);
+            copy_async(&A[stage][t / 4 + 64 * i][a_word], inside ? a_from + window.start + tap : x, inside);
         }
 #pragma unroll
-        for (int k = 0; k < B_LOADS; k++) {
-            bool inside = c0 + b_channel + k * B_ROWS < c;
-            const activation* p = b_from + k0 + k * B_ROWS * o;
-            if (b_word < STEP) copy_async(&B[stage][b_word + k * B_ROWS][b_column], inside ? p : weight, inside);
+        for (int i = 0; i < B_LOADS; i++) {
+            bool inside = c0 + b_channel + i * B_ROWS < c;
+            const activation* p = b_from + row + i * B_ROWS * o;
+            if (b_word < STEP) copy_async(&B[stage][b_word + i * B_ROWS][b_column], inside ? p : weight, inside);
         }
         c0 += STEP;
         if (c0 >= c) c0 = 0, v++;
@@ -103,14 +104,5 @@ extern "C" __global__ void __launch_bounds__(256) convolution_async(
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
 
-    write_tiles(sums, [&](int r, int s, float first, float second) {
-        int m = m0 + r, column = o0 + s;
-        if (m >= n * ho * wo || column >= o) return;
-        activation* p = y + (size_t)m * o + column;
-        if (accumulate) {
-            float2 before = load_pair(p);
-            first += before.x, second += before.y;
-        }
-        store_pair(p, first, second);
-    });
+    write_images(sums, y, m0, o0, n * ho * wo, o, accumulate);
 }

@@ -16,7 +16,7 @@ extern "C" __global__ void relu(
     activation* __restrict__ y,        // [size], aligned
     long long size) {
     FOR_EACH(i, size) {
-        Lanes v = load(x + i);
+        Vector v = load(x + i);
         for (int k = 0; k < VECTOR; k++) v.v[k] = v.v[k] > 0.0f || v.v[k] != v.v[k] ? v.v[k] : 0.0f;
         store(y + i, v);
     }
@@ -29,7 +29,7 @@ extern "C" __global__ void relu_backward(
     activation* __restrict__ dx,        // [size], aligned
     long long size) {
     FOR_EACH(i, size) {
-        Lanes gradient = load(dy + i), output = load(y + i);
+        Vector gradient = load(dy + i), output = load(y + i);
         for (int k = 0; k < VECTOR; k++) gradient.v[k] = output.v[k] > 0.0f ? gradient.v[k] : 0.0f;
         store(dx + i, gradient);
     }
@@ -41,7 +41,7 @@ extern "C" __global__ void accumulate(
     const activation* __restrict__ b,  // [size], aligned
     long long size) {
     FOR_EACH(i, size) {
-        Lanes x = load(a + i), y = load(b + i);
+        Vector x = load(a + i), y = load(b + i);
         for (int k = 0; k < VECTOR; k++) x.v[k] += y.v[k];
         store(a + i, x);
     }
@@ -58,10 +58,10 @@ extern "C" __global__ void scale_and_shift(
     long long size) {
     FOR_EACH(i, size) {
         int c = (int)(i % channels);
-        Lanes v = load(y + i);
+        Vector v = load(y + i);
         for (int k = 0; k < VECTOR; k++) v.v[k] = scale ? v.v[k] * scale[c + k] + shift[c + k] : v.v[k] + shift[c + k];
         if (shortcut) {
-            Lanes r = load(shortcut + i);
+            Vector r = load(shortcut + i);
             for (int k = 0; k < VECTOR; k++) v.v[k] += r.v[k];
         }
         if (relu)

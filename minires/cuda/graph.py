@@ -1,8 +1,9 @@
 """A whole training step as one launch: a CUDA graph.
 
-Launching a kernel costs the host some microseconds. A step of ResNet-20 launches 255 kernels, and many of them run for
-a shorter time than their launch takes: the GPU waits for Python. A graph is recorded once and then replayed with one
-call. While recording, the stream captures the step's launches instead of running them. A replay requires of the step:
+Launching a kernel costs the host some microseconds. A step of ResNet-20 launches some 220 kernels, and many of them
+run for a shorter time than their launch takes: the GPU waits for Python. A graph is recorded once and then replayed
+with one call. While recording, the stream captures the step's launches instead of running them. A replay requires of
+the step:
 
     the same arrays every time     inputs are copied into fixed arrays, and memory comes from a pool of the graph's own:
                                    the replay uses memory freed during the recording, and nothing else may use it

@@ -16,7 +16,7 @@ Arguments are given by name. A pointer takes a contiguous array on the GPU of th
 elements, `aligned to 16` for one that is a multiple of 16 bytes. Numbers are converted to the declared type: left to
 itself CuPy would pass a Python float as a double, and an int as 64 bits.
 
-Reading order: first in cuda. Next: sums.cu and sums.py.
+Reading order: first in cuda. Next: common.cuh, sums.cu and sums.py.
 """
 
 from __future__ import annotations

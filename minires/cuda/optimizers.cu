@@ -9,25 +9,27 @@
 // Launch shape: grid up to 2112 blocks of 256 threads, each element by one thread. Traffic: SGD 5, Adam 7 times the parameters' bytes.
 //
 // What changes from step to step (the learning rate, and Adam's corrections 1 - beta^step) is read from the device, from
-// `schedule`: a CUDA graph, once recorded, repeats its kernels with the arguments they had. The fourth number of schedule is
-// not 0 once training has failed: then nothing is updated any more.
+// `schedule`: a CUDA graph, once recorded, repeats its kernels with the arguments they had. Where the fourth number of
+// schedule is not 0, nothing is updated.
 
-// schedule = (lr, correction1, correction2, as it is): one thread. Its arguments go with the launch, so nothing is copied.
+// schedule = (lr, correction1, correction2, 0): one thread. Its arguments go with the launch, so nothing is copied.
 extern "C" __global__ void set_schedule(
     float* __restrict__ schedule,  // [4]
     float lr,
     float correction1,
     float correction2) {
-    schedule[0] = lr, schedule[1] = correction1, schedule[2] = correction2;
+    schedule[0] = lr, schedule[1] = correction1, schedule[2] = correction2, schedule[3] = 0.0f;
 }
 
-// The end of all updates if the loss is not finite, so that the weights stay those that gave this loss: the host reads it
-// some steps late, and asks where it comes from. One thread.
+// No update by this schedule if the loss, or one before, is not finite, so that the weights stay those that gave the first
+// such loss: the host reads it some steps late, and asks where it comes from. One thread.
 extern "C" __global__ void stop_unless_finite(
     const float* __restrict__ loss,  // [1]
+    float* __restrict__ stopped,     // [1]
     float* __restrict__ schedule     // [4]
 ) {
-    if (loss[0] - loss[0] != 0.0f) schedule[3] = 1.0f;  // NaN, for NaN and infinity
+    if (loss[0] - loss[0] != 0.0f) stopped[0] = 1.0f;  // of NaN and infinity the difference is NaN, which is not 0
+    schedule[3] = stopped[0];
 }
 
 extern "C" __global__ void sgd_update(

@@ -10,15 +10,15 @@ from minires.device import Array, module_of
 
 
 def prepare_lr(previous: Array | None, like: Array, lr: float, step: int, betas: tuple[float, float]) -> Array:
-    """See reference.prepare_lr: (4,) on the device: lr, Adam's two corrections, and whether `stop_unless_finite` has
-    stopped the updates; in `previous` if given.
+    """See reference.prepare_lr: (4,) on the device: lr, Adam's two corrections, and 0, or what `stop_unless_finite`
+    makes of it; in `previous` if given.
 
     The numbers go as arguments of a launch: no copy, no waiting. A captured update reads what was set before its
     replay.
     """
     # `previous` is a number after a step by the reference kernels.
     xp = module_of(like)
-    schedule = previous if isinstance(previous, xp.ndarray) else xp.zeros(4, dtype="float32")
+    schedule = previous if isinstance(previous, xp.ndarray) else xp.empty(4, dtype="float32")
     beta1, beta2 = betas
     program("optimizers")["set_schedule"](
         (1,), (1,), schedule=schedule, lr=lr, correction1=1 - beta1**step, correction2=1 - beta2**step
@@ -26,9 +26,9 @@ def prepare_lr(previous: Array | None, like: Array, lr: float, step: int, betas:
     return schedule
 
 
-def stop_unless_finite(loss: Array, schedule: Array) -> None:
-    """Stop all later updates by `schedule` if the loss () is not finite; nothing waits."""
-    program("optimizers")["stop_unless_finite"]((1,), (1,), loss=loss, schedule=schedule)
+def stop_unless_finite(loss: Array, stopped: Array, schedule: Array) -> None:
+    """No update by `schedule` if the loss () is not finite, or if an earlier one has set `stopped`. Nothing waits."""
+    program("optimizers")["stop_unless_finite"]((1,), (1,), loss=loss, stopped=stopped, schedule=schedule)
 
 
 def _prepared(parameter: Array, lr: float | Array, step: int, betas: tuple[float, float]) -> Array:

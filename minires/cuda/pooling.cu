@@ -28,11 +28,11 @@ extern "C" __global__ void __launch_bounds__(256) max_pool2d(
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
         auto [image, i, j] = position_of(row, ho, wo);
-        Lanes best;
+        Vector best;
         for (int k = 0; k < VECTOR; k++) best.v[k] = __uint_as_float(0xff800000u);  // minus infinity
         for (int u = max(0, ph - i * sh); u < kh && i * sh + u - ph < h; u++)
             for (int v = max(0, pw - j * sw); v < kw && j * sw + v - pw < w; v++) {
-                Lanes value = load(x + ((size_t)(image * h + i * sh + u - ph) * w + j * sw + v - pw) * c + channel);
+                Vector value = load(x + ((size_t)(image * h + i * sh + u - ph) * w + j * sw + v - pw) * c + channel);
                 for (int k = 0; k < VECTOR; k++)
                     if (value.v[k] > best.v[k] || value.v[k] != value.v[k]) best.v[k] = value.v[k];
             }
@@ -62,18 +62,18 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_pool2d_backward(
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
         auto [image, r, s] = position_of(row, h, w);
-        Lanes here = load(x + (size_t)row * c + channel), sum = {};
+        Vector here = load(x + (size_t)row * c + channel), sum = {};
         // windows (i, j) with i*sh - ph <= r < i*sh - ph + kh, likewise for columns
         for (int i = max(0, (r + ph - kh + sh) / sh); i < ho && i * sh - ph <= r; i++)
             for (int j = max(0, (s + pw - kw + sw) / sw); j < wo && j * sw - pw <= s; j++) {
                 size_t at = ((size_t)(image * ho + i) * wo + j) * c + channel;
-                Lanes best = load(y + at), gradient = load(dy + at);
+                Vector best = load(y + at), gradient = load(dy + at);
                 bool mine[VECTOR];
                 for (int k = 0; k < VECTOR; k++) mine[k] = here.v[k] == best.v[k];
                 // an earlier element of the window that equals the maximum takes it all
                 for (int q = max(0, i * sh - ph); q <= r; q++)
                     for (int t = max(0, j * sw - pw); t < min(w, j * sw - pw + kw) && (q < r || t < s); t++) {
-                        Lanes earlier = load(x + ((size_t)(image * h + q) * w + t) * c + channel);
+                        Vector earlier = load(x + ((size_t)(image * h + q) * w + t) * c + channel);
                         for (int k = 0; k < VECTOR; k++) mine[k] = mine[k] && earlier.v[k] != best.v[k];
                     }
                 for (int k = 0; k < VECTOR; k++) sum.v[k] += mine[k] ? gradient.v[k] : 0.0f;
@@ -101,10 +101,10 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool2d(
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * ho * wo; row += gridDim.y * blockDim.y) {
         auto [image, i, j] = position_of(row, ho, wo);
-        Lanes sum = {};
+        Vector sum = {};
         for (int u = max(0, ph - i * sh); u < kh && i * sh + u - ph < h; u++)
             for (int v = max(0, pw - j * sw); v < kw && j * sw + v - pw < w; v++) {
-                Lanes value = load(x + ((size_t)(image * h + i * sh + u - ph) * w + j * sw + v - pw) * c + channel);
+                Vector value = load(x + ((size_t)(image * h + i * sh + u - ph) * w + j * sw + v - pw) * c + channel);
                 for (int k = 0; k < VECTOR; k++) sum.v[k] += value.v[k];
             }
         for (int k = 0; k < VECTOR; k++) sum.v[k] /= kh * kw;
@@ -131,10 +131,10 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool2d_backward(
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * h * w; row += gridDim.y * blockDim.y) {
         auto [image, r, s] = position_of(row, h, w);
-        Lanes sum = {};
+        Vector sum = {};
         for (int i = max(0, (r + ph - kh + sh) / sh); i < ho && i * sh - ph <= r; i++)
             for (int j = max(0, (s + pw - kw + sw) / sw); j < wo && j * sw - pw <= s; j++) {
-                Lanes gradient = load(dy + ((size_t)(image * ho + i) * wo + j) * c + channel);
+                Vector gradient = load(dy + ((size_t)(image * ho + i) * wo + j) * c + channel);
                 for (int k = 0; k < VECTOR; k++) sum.v[k] += gradient.v[k];
             }
         for (int k = 0; k < VECTOR; k++) sum.v[k] /= kh * kw;
@@ -153,10 +153,10 @@ extern "C" __global__ void __launch_bounds__(256) global_avg_pool2d(
     int i = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (i >= n * c) return;
     const activation* from = x + (size_t)(i / c) * positions * c + i % c;
-    Lanes sum = {};
+    Vector sum = {};
 #pragma unroll 2
     for (int p = 0; p < positions; p++) {
-        Lanes value = load(from + (size_t)p * c);
+        Vector value = load(from + (size_t)p * c);
         for (int k = 0; k < VECTOR; k++) sum.v[k] += value.v[k];
     }
     for (int k = 0; k < VECTOR; k++) sum.v[k] *= share;
@@ -174,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(256) global_avg_pool2d_backward(
     int channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= c) return;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < n * positions; row += gridDim.y * blockDim.y) {
-        Lanes value = load(dy + (size_t)(row / positions) * c + channel);
+        Vector value = load(dy + (size_t)(row / positions) * c + channel);
         for (int k = 0; k < VECTOR; k++) value.v[k] *= share;
         store(dx + (size_t)row * c + channel, value);
     }

@@ -2,7 +2,7 @@
 
     fp32   float32 throughout (default)
     tf32   matrix products round float32 factors to 10 bits of mantissa, for the tensor cores; sums and all else float32
-    bf16   activations and their gradients are stored as bfloat16, 8 bits of mantissa, and so half the size; sums,
+    bf16   activations and their gradients are stored as bfloat16, 7 bits of mantissa, and so half the size; sums,
            batch-norm statistics, weights, their gradients and the optimiser stay float32
 
 tf32 and bf16 need tensor cores that know these types: a GPU of compute capability 8.0 or newer.
@@ -55,12 +55,14 @@ def why_not(choice: str) -> str | None:
 
         try:
             cupy.empty(0, dtype="bfloat16")
-        except Exception as error:  # CuPy knows bfloat16 from NumPy 2.1.2 on
+        except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return (
-                f"precision 'bf16' needs NumPy 2.1.2 or newer, this is {np.__version__} (CuPy says {reason}); install "
-                "it with: pip install 'numpy>=2.1.2'"
-            )
+            if tuple(map(int, np.__version__.split(".")[:3])) < (2, 1, 2):  # from which on CuPy knows bfloat16
+                return (
+                    f"precision 'bf16' needs NumPy 2.1.2 or newer, this is {np.__version__} ({reason}); install it "
+                    "with: pip install 'numpy>=2.1.2'"
+                )
+            return f"precision 'bf16' does not work with this CuPy, {cupy.__version__} ({reason}); CuPy 14 can do it"
     return None
 
 

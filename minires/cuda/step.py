@@ -8,6 +8,7 @@ Reading order: after graph.py. Next: memory.py.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,9 +58,9 @@ class DeviceStep:
         self._must_record = bool(graph)
         self.pending = 0  # steps whose results have not been read
         self._recorder = Recorder()
-        optimizer.prepared_lr.clear()  # an earlier step may have stopped the updates for good
         self._x: Array | None = None  # the last batch
         self._results = module_of(optimizer.flat).empty((READ_EVERY, 2), dtype="float32")
+        self._stopped = module_of(optimizer.flat).zeros(1, dtype="float32")  # whether a loss was not finite
         self._done = 0
         self._inputs: tuple[Array, Array] | None = None  # the graph's own: images and labels
         self._loss: Array | None = None
@@ -114,7 +115,7 @@ class DeviceStep:
         self.optimizer.zero_grad()
         loss.backward()
         for schedule in self.optimizer.prepared_lr.values():
-            stop_unless_finite(loss.data, schedule)
+            stop_unless_finite(loss.data, self._stopped, schedule)
         self.optimizer.apply()
         self._loss, self._logits = loss.data, logits.data
 
@@ -152,16 +153,23 @@ class DeviceStep:
         return True
 
     def read(self) -> list[tuple[float, float]]:
-        """(loss, accuracy) of every step since the last `read`, in order. Waits for the GPU."""
+        """(loss, accuracy) of every step since the last `read`, in order. Waits for the GPU.
+
+        After a loss that is not finite no step has updated anything; the steps after this `read` will.
+        """
         results = self._results.get()[: self.pending].tolist()
         self.pending = 0
+        bad = next((i for i, (loss, _) in enumerate(results) if not math.isfinite(loss)), len(results))
+        if bad < len(results):
+            self.optimizer.steps -= len(results) - bad
+            self._stopped[...] = 0
         return [(loss, accuracy) for loss, accuracy in results]
 
     def explain(self) -> str:
         """The first layer whose output is not finite, found by a forward pass over the last batch.
 
         A loss is read up to READ_EVERY steps late. The weights are still those that gave the loss, because
-        `stop_unless_finite` has stopped the updates; the batch may be a later one.
+        `stop_unless_finite` has stopped the updates. The batch may be a later one.
         """
         from minires.train.nonfinite import first_nonfinite_layer  # `import minires` needs no train/
 
@@ -169,5 +177,7 @@ class DeviceStep:
             found = first_nonfinite_layer(self.model, self._x)
         except MemoryError:  # beside the graph
             return "the GPU has no memory left to look for the layer"
-        found = found or "the outputs of all layers are finite: the batch of that step, or the loss itself, overflows"
+        found = (
+            found or "the outputs of all layers are finite: look at that step's batch, its labels and the loss itself"
+        )
         return f"with the weights of that step and the last batch, {found}"

@@ -2,8 +2,9 @@
 //
 //     sum = x.sum(axis=0)
 //
-// The rows are cut into parts, enough to fill the GPU. Each block sums its part and writes the partial result; a second,
-// small kernel adds the parts up in a fixed order. There are no atomics, so the same input gives the same bits.
+// The rows are dealt out to as many parts as fill the GPU: with 16 rows of threads in a block, part p has the rows 16p to
+// 16p + 15, then those 16 * parts further on, and so forth. Each block sums its part and writes the partial result; a
+// second, small kernel adds the parts up in a fixed order. There are no atomics, so the same input gives the same bits.
 //
 // Launch shape of the kernel that reads the matrix: a block is (bx, 256 / bx) threads. Thread (tx, ty) stays with its
 // VECTOR channels and walks down the rows; neighbouring threads read neighbouring addresses. The grid is
@@ -23,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(256) column_sum_partials(
     float sum[VECTOR] = {0.0f};
     if (c < channels)
         for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += parts * blockDim.y) {
-            Lanes value = load(x + (size_t)row * channels + c);
+            Vector value = load(x + (size_t)row * channels + c);
             for (int i = 0; i < VECTOR; i++) sum[i] += value.v[i];
         }
     for (int i = 0; i < VECTOR; i++) sums[thread][i] = sum[i];

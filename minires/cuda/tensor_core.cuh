@@ -42,15 +42,15 @@
 #define PER_WORD 1
 #endif
 
-// A float's bits, so that without their last 13, which the tensor core does not look at, they are the float rounded to 10
-// bits of mantissa, half away from zero. Two instructions; cvt.rna.tf32 takes four to five. NaN stays NaN: all its bits
-// may be ones, and adding would make it zero. Source: round_half_ulp_truncate in NVIDIA's CUTLASS.
+// Rounds a float to the 10 bits of mantissa that the tensor core looks at: half of the last of them is added, and the core
+// cuts off the 13 bits below, so that halves go away from zero. Three instructions; cvt.rna.tf32 takes four. What is not
+// finite stays as it is: all bits of a NaN may be ones, and adding would make it zero. Source: round_half_ulp_truncate in
+// NVIDIA's CUTLASS.
 __device__ __forceinline__ unsigned round_to_tf32(unsigned v) {
-    float f = __uint_as_float(v);
-    return f == f ? v + 0x1000u : v;
+    return fabsf(__uint_as_float(v)) < __uint_as_float(0x7f800000u) ? v + 0x1000u : v;
 }
 
-// d += a b, for one 16x8 matrix of the warp.
+// d += a b, for one 16x8 matrix of the warp. In the assembly "+f" is a float that is read and written, "r" 32 bits of anything.
 __device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #ifdef CUDA_ON_CPU
     emulated_mma(d, a, b, PRECISION == 2);
@@ -133,6 +133,20 @@ __device__ __forceinline__ void write_tiles(float (&sums)[BLOCKS_M][BLOCKS_N][4]
             write(row + 16 * i, column + 8 * j, sums[i][j][0], sums[i][j][1]);
             write(row + 16 * i + 8, column + 8 * j, sums[i][j][2], sums[i][j][3]);
         }
+}
+
+// y (rows, o) = the sums, from row m0 and column o0 on; or y += them.
+__device__ __forceinline__ void write_images(float (&sums)[BLOCKS_M][BLOCKS_N][4], activation* y, int m0, int o0, int rows, int o,
+                                             bool accumulate) {
+    write_tiles(sums, [&](int r, int s, float first, float second) {
+        if (m0 + r >= rows || o0 + s >= o) return;
+        activation* p = y + (size_t)(m0 + r) * o + o0 + s;
+        if (accumulate) {
+            float2 before = load_pair(p);
+            first += before.x, second += before.y;
+        }
+        store_pair(p, first, second);
+    });
 }
 
 // What a position of y sees of x: computed once for all threads and all steps, and kept in shared memory. Of a position that

@@ -199,15 +199,19 @@ def test_parts_cover_all_positions(positions, tiles):
 
 
 @pytest.mark.parametrize(("positions", "parts"), [(2048, 4), (2047, 3), (100, 1)])  # the last of three is shorter
-def test_a_product_in_parts_is_the_product(gpu, positions, parts):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_product_in_parts_is_the_product(gpu, positions, parts, groups):
     import cupy
 
     rng = np.random.default_rng(0)
-    columns, dy = (rng.standard_normal((positions, n)).astype(np.float32) for n in (9, 4))
+    columns, dy = (rng.standard_normal((positions, groups, n)).astype(np.float32) for n in (9, 4))
     assert convolution.split(positions, 1)[0] == parts
-    out = cupy.empty((9, 4), dtype="float32")
-    found = convolution._split_product(cupy.asarray(columns), cupy.asarray(dy), 9, 4, out)
-    np.testing.assert_allclose(cupy.asnumpy(found), columns.T.astype(np.float64) @ dy, rtol=1e-4, atol=1e-4)
+    out = cupy.empty((9, groups * 4), dtype="float32")
+    gpu.reset()
+    found = convolution._split_product(cupy.asarray(columns), cupy.asarray(dy), 9, 4 * groups, out, groups)
+    expected = np.einsum("pgk,pgo->kgo", columns.astype(np.float64), dy).reshape(9, 4 * groups)
+    np.testing.assert_allclose(cupy.asnumpy(found), expected, rtol=1e-4, atol=1e-4)
+    assert gpu.launches["gemm"] == (1 if parts == 1 else groups * (2 if positions % parts else 1))
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)  # NumPy's, the GPU's, the simulator's
@@ -263,7 +267,7 @@ def test_groups_are_one_batch_of_products(gpu, precision, kernel, groups, monkey
     chunks = 1 if kernel == 1 else 2
     assert gpu.launches["gemm"] == 3 * chunks
     assert gpu.launches["im2col"] == (0 if kernel == 1 else 2 * chunks)
-    assert not set(gpu.launches) - {"gemm", "im2col", "col2im", "from_float", "as_float"}, "no copies"
+    assert not set(gpu.launches) - {"gemm", "im2col", "col2im", "accumulate", "from_float", "as_float"}, "no copies"
     expected = reference.conv2d_backward(dy, x, weight, **same, need_dx=True, need_dweight=True)
     for a, b in zip((y, *gradients), (reference.conv2d(x, weight, None, **same), *expected), strict=True):
         np.testing.assert_allclose(a.get().astype(np.float64), b, rtol=2**-8 if precision == "bf16" else 0)

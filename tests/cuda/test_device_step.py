@@ -333,14 +333,47 @@ def test_after_such_a_loss_the_weights_stay_and_name_the_layer(cupy, optimizer, 
     np.testing.assert_array_equal(optimizer.flat.get(), before)
     assert "the first layer whose output is not finite is conv3 (Conv2d), whose weights are not finite either" in said
 
-    # Mended, it learns again, by a step of its own.
+    assert optimizer.steps == 5, "those that have updated something"
+
+    # Mended, it learns again: by the same step, and by the optimiser alone.
     model.conv3.weight.data[0, 0, 0, 0] = 0
-    step = DeviceStep(model, optimizer, F.cross_entropy, graph=graph)
     with step.active():
         step(*good[0], 0.01)
         assert np.isfinite(step.read()).all()
         assert "the outputs of all layers are finite" in step.explain()
-    assert (optimizer.flat.get() != before).mean() > 0.5
+    after = optimizer.flat.get()
+    assert (after != before).mean() > 0.5
+    optimizer.zero_grad()
+    F.cross_entropy(model(mr.Tensor(good[0][0])), good[0][1]).backward()
+    optimizer.step()
+    assert (optimizer.flat.get() != after).mean() > 0.5
+    assert optimizer.steps == 7
+
+
+def test_a_stop_that_was_never_read_is_no_stop_for_others(cupy):
+    """Not for the optimiser alone, and not for another DeviceStep. The graph of the first one goes on, too."""
+    model, optimizer = parts()
+    first = DeviceStep(model, optimizer, F.cross_entropy, graph=True)
+    good = list(batches(cupy, 5))
+    with first.active():
+        for x, y in good:
+            first(x, y, 0.01)
+        first.read()
+        first(good[0][0] * np.float32(np.nan), good[0][1], 0.01)
+    for _ in range(2):
+        before = optimizer.flat.get()
+        optimizer.zero_grad()
+        F.cross_entropy(model(mr.Tensor(good[0][0])), good[0][1]).backward()
+        optimizer.step()
+        assert (optimizer.flat.get() != before).mean() > 0.5
+    second = DeviceStep(model, optimizer, F.cross_entropy, graph=False)
+    for step in (second, first):
+        before = optimizer.flat.get()
+        with step.active():
+            step.read()
+            step(*good[1], 0.01)
+            assert np.isfinite(step.read()).all()
+        assert (optimizer.flat.get() != before).mean() > 0.5
 
 
 def test_without_memory_to_look_for_the_layer_it_says_so(cupy, monkeypatch):

@@ -231,8 +231,8 @@ FAULTS = {  # what: file, text, what it becomes, the guard that must notice
     ),
     "the second load of a step of the weight left out": (
         "convolution",
-        "bool inside = c0 + b_channel + k * B_ROWS * PER_WORD < c",
-        "bool inside = k == 0 && c0 + b_channel < c",
+        "bool inside = c0 + b_channel + i * B_ROWS * PER_WORD < c",
+        "bool inside = i == 0 && c0 + b_channel < c",
         wide,
     ),
     "a tap left out": ("convolution", "if (v == kw) v = 0, u++;", "if (v == kw - 1) v = 0, u++;", implicit),

@@ -222,6 +222,9 @@ def test_a_numpy_too_old_for_bfloat16_is_said(gpu, monkeypatch):
         raise TypeError("Unsupported dtype bfloat16")
 
     monkeypatch.setattr(cupy, "empty", empty)
+    with pytest.raises(RuntimeError, match=r"'bf16' does not work with this CuPy, simulated \(TypeError: Unsupported"):
+        kernels.use_precision("bf16")
+    monkeypatch.setattr(np, "__version__", "2.1.1")
     with pytest.raises(
         RuntimeError, match=r"'bf16' needs NumPy 2.1.2 .*Unsupported dtype.* pip install 'numpy>=2.1.2'"
     ):

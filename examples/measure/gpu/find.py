@@ -182,13 +182,13 @@ IN_L2 = 100e6  # bytes, below which the next call finds some of them in the cach
 
 # What a kernel has to move, in multiples of the largest array that it is called with.
 PASSES = {
-    "batch_norm_statistics": 1, "batch_norm_apply": 2, "batch_norm_backward": 5, "normalise_add_relu": 2,
-    "normalise_add_relu + shortcut": 3, "normalise_add_relu_backward": 5, "normalise_add_relu_backward + shortcut": 7,
-    "accumulate": 5, "to float32": 3, "column_sum": 1, "relu": 2, "relu_backward": 3, "max_pool2d": 1.25,
-    "max_pool2d_backward": 2.5, "avg_pool2d": 1.25, "avg_pool2d_backward": 5, "global_avg_pool2d": 1,
-    "global_avg_pool2d_backward": 1,
-    "cross_entropy": 2, "cross_entropy_backward": 2, "sgd_update": 5, "adam_update": 7, "crop_and_flip": 2,
-    "make_batch": 5, "normalize": 5,
+    "batch_norm_statistics": 1, "batch_norm_apply": 2, "batch_norm_backward": 5,
+    "batch_norm_backward in evaluation": 5, "normalise_add_relu": 2, "normalise_add_relu + shortcut": 3,
+    "normalise_add_relu_backward": 5, "normalise_add_relu_backward + shortcut": 7, "accumulate": 5, "to float32": 3,
+    "column_sum": 1, "relu": 2, "relu_backward": 3, "max_pool2d": 1.25, "max_pool2d_backward": 2.5,
+    "avg_pool2d": 1.25, "avg_pool2d_backward": 5, "global_avg_pool2d": 1, "global_avg_pool2d_backward": 1,
+    "cross_entropy": 2, "cross_entropy_backward": 2, "sgd_update": 5, "adam_update": 7, "adam_update decoupled": 7,
+    "sgd_update after a loss that is not finite": 9, "crop_and_flip": 2, "make_batch": 5, "normalize": 5,
 }  # fmt: skip
 
 
