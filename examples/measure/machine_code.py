@@ -230,7 +230,7 @@ def loops() -> list[str]:
         if defines.get("PRECISION", 0):
             cubin, resources = compiled(file, defines, "sm_90")
             loop = main_loop(cubin, file)
-            multiplies, loads = (sum(x.name.startswith(n) for x in loop) for n in ("HMMA", "LDG"))
+            multiplies, loads = (sum(x.name.startswith(n) for x in loop) for n in ("HMMA", ("LDG.", "LDGSTS")))
             lines.append(
                 f"| {', '.join([file, *_names(defines)])} | {resources[file].registers} | {len(loop)} | "
                 f"{multiplies} | {loads} | {len(used_too_early(loop))} |"

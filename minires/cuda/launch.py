@@ -39,6 +39,8 @@ MAX_THREADS = 1024  # in a block
 THREADS = 256  # in a block, unless a kernel needs another number
 BLOCKS = 264  # enough to fill a large GPU (132 multiprocessors in an H100 or H200) twice
 
+# The kernels multiply sizes as ints, and addresses as size_t: a batch may have 2^31 positions (512 images of 224x224
+# are 26 million), and an image 2^31 numbers.
 SCALARS = {"float": np.float32, "int": np.int32, "long long": np.int64}
 POINTERS = {"float": "float32", "int": "int32", "long long": "int64", "unsigned char": "uint8", "bool": "bool",
             "unsigned": "uint32", "bfloat16": "bfloat16"}  # fmt: skip
