@@ -176,6 +176,8 @@ def recipes() -> dict[str, str]:
         "losses-flips-24": losses(run("trained/resnet20-flips")),
         "losses-crops-24": losses(run("trained/resnet20-seed0")),
         "flips-24": accuracy("resnet20-flips"),
+        "resnet18-batch512": accuracy("resnet18-16px-batch512"),
+        "resnet18-batch512-half": accuracy("resnet18-16px-batch512-lr0.4"),
         "resnet18-16px": accuracy("resnet18-16px-no-zero-init"),
         "resnet18-16px-zero-init": accuracy("resnet18-16px-sgd"),
         "resnet18": accuracy("resnet18-no-zero-init"),
