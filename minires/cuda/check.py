@@ -68,7 +68,7 @@ def differences(got: Any, expected: Any, names: str, tolerance: float) -> list[d
         error = float(np.linalg.norm(a - b)) / size
         nans = int((np.isnan(a) & ~np.isnan(b)).sum())
         apart = abs(a - b) / (abs(b) + size / max(b.size, 1) ** 0.5)
-        apart[np.isnan(a) & np.isnan(b)] = 0
+        apart = np.where(np.isnan(a) & np.isnan(b), 0, apart)
         bad = ~(apart <= allowed)
         row = {"name": name, "error": error, "nans": nans, "bad": int(bad.sum()), "of": int(b.size)}
         wrong = nans > 0 or not error <= allowed or bool((apart > FAR * allowed).any())

@@ -194,6 +194,16 @@ def test_which_errors_break_the_context(text, lost):
     assert check.breaks_the_context(text) == lost
 
 
+def test_one_wrong_element_of_many_is_seen():
+    """A pixel that was not written hardly shows in a norm."""
+    expected = np.random.default_rng(0).standard_normal((100, 100))
+    got = expected.astype(np.float32)
+    got[99, 99] += 0.5
+    (row,) = check.differences(got, expected, "y", 1e-2)
+    assert row["error"] < 1e-2
+    assert (row["wrong"], row["first_bad"]) == (True, (99, 99))
+
+
 def test_what_is_wrong_with_an_output_is_said():
     expected = np.arange(1.0, 13).reshape(3, 4)
     got = expected.astype(np.float32)
