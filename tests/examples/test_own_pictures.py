@@ -325,7 +325,7 @@ def test_a_dry_run_counts_the_classes(photos, minires, tmp_path):
     status, out, err = minires("train", "photos", "--dry-run", "--grey")
     assert (status, err) == (0, "")
     expected = sum(p.size for p in models.resnet20(3, in_channels=1).parameters())
-    assert out[1].split() == ["parameters", f"{expected:,}"]
+    assert out[2].split() == ["parameters", f"{expected:,}"]
     assert not (tmp_path / "runs").exists()
 
 
