@@ -17,7 +17,7 @@ import numpy as np
 
 from minires import cuda, models, nn
 from minires.models.pretrained import Zeros
-from minires.nn.summary import format_bytes
+from minires.nn.summary import Summary, format_bytes, summary
 from minires.reference import output_size
 from minires.tensor import Tensor, no_grad
 
@@ -163,18 +163,18 @@ def markdown(gpu: Gpu = H200) -> str:
 
 
 OVER_FLOOR = 2  # estimates made from the machine code, for ResNet-101 on an H100, are 1.75 to 2.3 times its floors
-RUNS = [(depth, precision) for depth in (18, 101, 110) for precision in ("tf32", "bf16")]
+RUNS = (18, 101, 110)  # the networks
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10
 START_SECONDS = 20  # to read the images and to compile the kernels
 WRITTEN = 0.3e9  # bytes of a checkpoint that are written in a second
 
 
-def _memory(model: nn.Module, precision: str, batch: int, slots: int) -> int:
+def _memory(model: nn.Module, table: Summary, precision: str, batch: int, slots: int) -> int:
     """The predicted bytes of a step, in a precision that this machine need not have."""
     before = cuda.precision.current
     cuda.precision.current = precision
     try:
-        return cuda.step_bytes(model, (32, 32, 3), batch, slots)
+        return cuda.step_bytes(model, (32, 32, 3), batch, slots, table)
     finally:
         cuda.precision.current = before
 
@@ -185,20 +185,21 @@ def runs(gpu: Gpu = H100, batch: int = 512, epochs: int = 30) -> str:
 
     head = ["network", "precision", "recipe", "memory", "floor of a step", "a step", "an epoch", f"{epochs} epochs"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for depth, precision in RUNS:
+    for depth in RUNS:
         settings, model = recipe(depth, batch), models.build(depth, 10, "cifar", generator=Zeros())
-        slots = 1 if settings["optimizer"] == "sgd" else 2
-        floor = step_cost(model, 32, batch, precision, gpu, columns=False, optimizer_passes=3 + 2 * slots).seconds
-        step = OVER_FLOOR * floor
-        evaluation = TEST_IMAGES / batch * step / 3  # a forward pass
-        checkpoint = 4 * sum(p.size for p in model.parameters()) * (2 + slots) / WRITTEN
-        epoch = TRAINING_IMAGES // batch * step + evaluation + checkpoint
-        memory = _memory(model, precision, batch, slots)
+        table, slots = summary(model, (32, 32, 3)), 1 if settings["optimizer"] == "sgd" else 2
+        checkpoint = 4 * table.parameters * (2 + slots) / WRITTEN
         what = f"{settings['optimizer']} {settings['lr']:g}, decay {settings['weight_decay']:g}"
-        lines.append(
-            f"| ResNet-{depth} | {precision} | {what} | {format_bytes(memory)} | {1e3 * floor:.1f} ms | "
-            f"{1e3 * step:.0f} ms | {epoch:.1f} s | {(START_SECONDS + epochs * epoch) / 60:.1f} min |"
-        )
+        for precision in ("tf32", "bf16"):
+            floor = step_cost(model, 32, batch, precision, gpu, columns=False, optimizer_passes=3 + 2 * slots).seconds
+            step = OVER_FLOOR * floor
+            evaluation = TEST_IMAGES / batch * step / 3  # a forward pass
+            epoch = TRAINING_IMAGES // batch * step + evaluation + checkpoint
+            memory = _memory(model, table, precision, batch, slots)
+            lines.append(
+                f"| ResNet-{depth} | {precision} | {what} | {format_bytes(memory)} | {1e3 * floor:.1f} ms | "
+                f"{1e3 * step:.0f} ms | {epoch:.1f} s | {(START_SECONDS + epochs * epoch) / 60:.1f} min |"
+            )
     return "\n".join(lines)
 
 

@@ -76,7 +76,10 @@ def relative(got, expected):
 
 
 @pytest.mark.parametrize("algorithm", ["implicit", "columns"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", "adam", pytest.param("adamw", marks=pytest.mark.nightly("2 s; `minires check` has its update"))],
+)
 def test_a_step_of_resnet20_equals_the_reference(any_gpu, choose, algorithm, optimizer, monkeypatch):
     if algorithm == "implicit" and optimizer != "sgd":
         pytest.skip("the optimisers do not know how the gradients were made")
@@ -118,12 +121,13 @@ def test_a_step_of_the_large_networks_equals_the_reference(any_gpu, choose, opti
     assert sum(launches.values()) <= LAUNCHES_PER_LAYER * layers + LAUNCHES_AROUND
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"], indirect=True)
 def test_other_precisions_round_but_do_the_same(any_gpu, choose, precision):
     reference, got, launches = on_both(any_gpu, choose, {"depth": 20}, lambda params: optim.SGD(params, 0.1), size=16)
-    assert got[0] == pytest.approx(reference[0], rel={"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-2}[precision])
-    assert relative(got[1], reference[1]) < {"fp32": 1e-4, "tf32": 0.1, "bf16": 0.3}[precision]
+    assert got[0] == pytest.approx(reference[0], rel={"tf32": 1e-3, "bf16": 2e-2}[precision])
+    assert relative(got[1], reference[1]) < {"tf32": 0.1, "bf16": 0.3}[precision]
     assert all(gradient.dtype == np.float32 for gradient in got[1].values())
-    assert precision == "fp32" or launches["convolution"] > 0 or not isinstance(any_gpu, simulator.Gpu)
+    assert launches["convolution"] > 0 or not isinstance(any_gpu, simulator.Gpu)
 
 
 @pytest.mark.nightly("10 s; test_other_precisions_round_but_do_the_same has the gradients")
