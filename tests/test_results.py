@@ -240,6 +240,7 @@ def test_the_table_of_the_ablation(tmp_path, monkeypatch):
     assert "1 thread of 2 cores, P" in text
 
 
+@pytest.mark.nightly("2 s; a figure changes with its program alone")
 @pytest.mark.parametrize("program", sorted((DOCS / "figures").glob("*.py")), ids=lambda path: path.stem)
 def test_the_figures_are_what_their_program_draws(program, tmp_path):
     """To the byte, with the matplotlib that has drawn them; and each is on a page."""
