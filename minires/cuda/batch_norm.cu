@@ -30,7 +30,7 @@ __device__ void merge(float& count, float& mean, float& squares, float other_cou
     float total = count + other_count;
     if (other_count == 0.0f) return;
     float difference = other_mean - mean;
-    mean += difference * __fdividef(other_count, total);  // the fast division: 2 units in the last place; the exact one is a function call
+    mean += difference * __fdividef(other_count, total);  // off by 2 units in the last place; the exact one is a call
     squares += other_squares + difference * difference * __fdividef(count * other_count, total);
     count = total;
 }
@@ -236,7 +236,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_partial
 //
 //     a = weight / std;  b = -a * dweight / (std * rows);  k = -a * dbias / rows - b * mean
 //
-// `count` is the number of rows, or 0 in evaluation, where mean and var are constants and dx = a * g. Grid (channels / 32), block (32, MERGERS).
+// `count` is the number of rows, or 0 in evaluation, where mean and var are constants and dx = a * g. Grid (channels / 32),
+// block (32, MERGERS).
 extern "C" __global__ void __launch_bounds__(1024) batch_norm_backward_coefficients(
     const float* __restrict__ partials,  // [parts, 2, channels]
     const float* __restrict__ mean,      // [channels]

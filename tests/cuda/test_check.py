@@ -155,6 +155,17 @@ def test_the_command(gpu, tiny, capsys, monkeypatch):
     assert "`minires info`" in lines[-1]
 
 
+def test_no_memory_says_nothing_of_the_kernels(gpu, tiny, capsys, monkeypatch):
+    def relu(x):
+        raise MemoryError("the GPU has no 8 bytes left")
+
+    monkeypatch.setattr(cuda, "relu", relu)
+    assert main(["check"]) == 2
+    output = capsys.readouterr()
+    assert output.err == "minires check: error: out of memory (the GPU has no 8 bytes left)\n"
+    assert "WRONG" not in output.out
+
+
 def test_without_a_gpu_the_command_says_why(monkeypatch, capsys):
     monkeypatch.setattr(cuda.device.cuda, "why_not", lambda: "CuPy is installed, but no NVIDIA driver is")
     with pytest.raises(SystemExit) as exit:

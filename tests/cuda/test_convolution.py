@@ -185,8 +185,23 @@ def test_the_plan(precision, monkeypatch):
     assert convolution.plan(three, 64, 64) == convolution.plan(strided, 64, 64) == best
     monkeypatch.setattr(convolution, "algorithm", "implicit")
     assert convolution.plan(three, 64, 64) == "implicit"
+    assert convolution.plan(three, 64, 64, groups=2) == "columns"
+    monkeypatch.setattr(convolution, "algorithm", "async")
+    assert convolution.plan(three, 64, 64) == "implicit", "in every precision; only tf32 has a variant of the kernel"
     monkeypatch.setattr(convolution, "algorithm", "columns")
     assert convolution.plan(three, 64, 64) == "columns"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"], indirect=True)
+def test_without_a_variant_for_cp_async_the_usual_kernel_is_launched(gpu, precision, monkeypatch):
+    monkeypatch.setattr(convolution, "algorithm", "async")
+    case = CASES[0]
+    x, weight, _ = arrays(case)
+    got = cuda.conv2d(gpu_array(x), gpu_array(weight), None, **options(case[2])).get().astype(np.float64)
+    assert gpu.launches["convolution"] == 1
+    assert not gpu.launches["convolution_async"]
+    expected = reference.conv2d(x, weight, None, **options(case[2]))
+    np.testing.assert_allclose(got, expected, rtol=2**-8 if precision == "bf16" else 0)
 
 
 @pytest.mark.parametrize(
